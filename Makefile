@@ -1,0 +1,56 @@
+# Everything a developer or an operator types. `make` alone lists it.
+# Variables on the command line reach the programs as environment: make run PORT=8001
+
+PYTHON ?= python3
+# Scripts of a virtual environment break where its path has a space; its python does not.
+VENV := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help run demo test check bench lock
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
+	  || sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1: \2/p' Makefile
+
+run: .venv/installed ## start everything in the foreground: PostgreSQL, Redis, web, workers, Flower, sandbox inbox
+	@exec $(VENV) -m mailqueue.embedded run
+
+demo: .venv/installed ## send 1,000 mails into the sandbox inbox and show the rate (COUNT=1000)
+	@exec $(VENV) -m mailqueue.embedded demo $(if $(COUNT),--count $(COUNT))
+
+test: .venv/installed-dev ## the whole test suite, on real PostgreSQL and Redis (ARGS= for pytest)
+	@exec $(VENV) -m pytest $(ARGS)
+
+check: .venv/installed-dev ## lint, format, types, import contracts, migrations, deployment checks, known vulnerabilities
+	$(VENV) -m ruff check .
+	$(VENV) -m ruff format --check .
+	@exec $(VENV) -m mailqueue.embedded exec --temporary -- $(MAKE) --no-print-directory _check-django
+	$(VENV) .ci/audit.py requirements.txt
+
+.PHONY: _check-django
+_check-django:
+	$(VENV) -m mypy config mailqueue tasks accounts
+	$(VENV) -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
+	$(VENV) manage.py makemigrations --check --dry-run
+	ALLOWED_HOSTS=mail.example.com $(VENV) manage.py check --deploy --fail-level WARNING
+
+bench: .venv/installed-dev ## the benchmarks, side by side with what others do
+	@exec $(VENV) -m tests.bench $(ARGS)
+
+lock: .venv/installed-dev ## resolve pyproject.toml anew into requirements.txt and requirements-dev.txt
+	$(VENV) -m uv pip compile --universal --generate-hashes -p 3.11 --custom-compile-command "make lock" \
+	  pyproject.toml -o requirements.txt
+	$(VENV) -m uv pip compile --universal --generate-hashes -p 3.11 --custom-compile-command "make lock" \
+	  --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+
+# The stamps: a second start installs nothing, a changed lock file does.
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  "Python 3.11 or newer is needed, and $(PYTHON) is %d.%d: make PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv .venv
+	$(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	$(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@

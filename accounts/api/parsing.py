@@ -1,0 +1,108 @@
+"""Reads a JSON body of bounded size, and refuses what could not be stored."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import IO, Any
+
+from django.conf import settings
+from rest_framework.exceptions import APIException, ParseError, ValidationError
+from rest_framework.parsers import BaseParser
+
+#: Deeper than any message needs, far above where Python's own recursion ends.
+MAX_DEPTH = 32
+
+
+class PayloadTooLarge(APIException):
+    """The body is larger than MAX_REQUEST_BYTES."""
+
+    status_code = 413
+    default_code = "too_large"
+
+
+class BoundedJSONParser(BaseParser):
+    """An object in UTF-8 of at most MAX_REQUEST_BYTES: 413 above that, 400 for anything else."""
+
+    media_type = "application/json"
+
+    def parse(
+        self,
+        stream: IO[Any],
+        media_type: str | None = None,  # noqa: ARG002 -- DRF's signature
+        parser_context: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        declared = (parser_context or {})["request"].META.get("CONTENT_LENGTH") or 0
+        data = _decode(_read(stream, int(declared)))
+        if not isinstance(data, dict):
+            raise ParseError("The body must be a JSON object: {...}.", "not_an_object")
+        unstorable = [key for key, value in data.items() if _is_unstorable(key) or _is_unstorable(value)]
+        if unstorable:
+            complaint = "Must not hold NUL characters, unpaired surrogates, or deep nesting."
+            raise ValidationError({printable(key): [complaint] for key in unstorable}, "unstorable")
+        return data
+
+
+def printable(text: str) -> str:
+    """The text as it can be shown: what UTF-8 cannot carry becomes an escape."""
+    return text.replace("\0", "\\u0000").encode("utf-8", "backslashreplace").decode()
+
+
+def _read(stream: IO[Any], declared: int) -> bytes:
+    limit = settings.MAX_REQUEST_BYTES
+    # The declared size first: nothing is read of a body that will not be taken.
+    body: bytes = b"" if declared > limit else stream.read(limit + 1)
+    if declared > limit or len(body) > limit:
+        raise PayloadTooLarge(f"The body is larger than {limit} bytes.")
+    return body
+
+
+def _decode(body: bytes) -> Any:
+    try:
+        return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
+    except UnicodeDecodeError as error:
+        raise ParseError("The body is not UTF-8.", "not_utf8") from error
+    except RecursionError as error:
+        raise ParseError("The body is nested too deeply.", "too_deep") from error
+    except ValueError as error:  # besides JSONDecodeError: NaN, and integers of thousands of digits
+        raise ParseError(f"The body is not valid JSON: {error}.", "not_json") from error
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError("a number is too large")
+    return number
+
+
+def _is_unstorable(value: Any) -> bool:
+    """NUL and lone surrogates (which PostgreSQL text refuses), or deeper than MAX_DEPTH."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for each in level:
+            if isinstance(each, str):
+                if "\0" in each or not _is_unicode(each):
+                    return True
+            elif isinstance(each, dict):
+                below += each.keys()
+                below += each.values()
+            elif isinstance(each, list):
+                below += each
+        if not below:
+            return False
+        level = below
+    return True
+
+
+def _is_unicode(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

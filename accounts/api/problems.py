@@ -1,0 +1,153 @@
+"""Every error of the API as RFC 9457 problem+json: type, title, status, detail, code, and the bad fields.
+
+`type` is always about:blank (RFC 9457, section 4.2.1: the title is the status phrase);
+what a program should branch on is `code`.
+"""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+from django.db import InterfaceError, OperationalError
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.views import defaults
+from django.views.decorators.csrf import csrf_exempt
+from drf_spectacular.utils import OpenApiResponse
+from drf_standardized_errors.formatter import flatten_errors
+from drf_standardized_errors.handler import ExceptionHandler
+from drf_standardized_errors.types import ExceptionHandlerContext
+from rest_framework import exceptions, serializers
+from rest_framework.response import Response
+from rest_framework.settings import api_settings
+
+CONTENT_TYPE = "application/problem+json"
+#: Addresses for programs; everything else (the admin, the pages) keeps Django's own error pages.
+FOR_PROGRAMS = ("/api/", "/health")
+
+
+class Conflict(exceptions.APIException):
+    """The state of things does not allow it."""
+
+    status_code = 409
+    default_code = "conflict"
+
+
+class ServiceUnavailable(exceptions.APIException):
+    """The database does not answer; nothing was stored. `wait` becomes Retry-After, in seconds."""
+
+    status_code = 503
+    default_code = "unavailable"
+    default_detail = "The database does not answer just now. Nothing was stored; try again in a moment."
+    wait = 5
+
+
+class BadField(serializers.Serializer[Any]):
+    """One complaint about the request; `field` is null when it concerns the whole."""
+
+    field = serializers.CharField(allow_null=True)
+    code = serializers.CharField()
+    detail = serializers.CharField()
+
+
+class Problem(serializers.Serializer[Any]):
+    """The shape of every error (RFC 9457). Branch on `code`."""
+
+    type = serializers.CharField()
+    title = serializers.CharField()
+    status = serializers.IntegerField()
+    detail = serializers.CharField()
+    code = serializers.CharField()
+    errors = BadField(many=True, required=False)  # type: ignore[assignment]
+
+
+def problem(status: int, detail: str, code: str, errors: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+    }
+    return body | {"errors": list(errors)} if errors else body
+
+
+def describe(error: exceptions.APIException) -> dict[str, Any]:
+    """The problem that an API exception is; for single answers and for the parts of a batch."""
+    found = flatten_errors(error.detail)
+    if not isinstance(error, exceptions.ValidationError):
+        return problem(error.status_code, found[0].detail, found[0].code)
+    errors = [{"field": _field(each.attr), "code": each.code, "detail": each.detail} for each in found]
+    if len(errors) == 1:
+        only = errors[0]
+        detail = f"{only['field']}: {only['detail']}" if only["field"] else str(only["detail"])
+    else:
+        names = dict.fromkeys(str(each["field"] or "request") for each in errors)
+        detail = f"Not valid: {', '.join(names)}."
+    return problem(error.status_code, detail, "invalid", errors)
+
+
+def _field(name: str | None) -> str | None:
+    whole = api_settings.NON_FIELD_ERRORS_KEY
+    return None if name is None or name == whole else name.removesuffix(f".{whole}")
+
+
+class ProblemHandler(ExceptionHandler):
+    """What goes wrong inside a view. The unforeseen is logged with its traceback, and answered without."""
+
+    def convert_known_exceptions(self, exc: Exception) -> Exception:
+        if isinstance(exc, OperationalError | InterfaceError):
+            return ServiceUnavailable()
+        return super().convert_known_exceptions(exc)
+
+    def should_not_handle(self, exc: Exception) -> bool:  # noqa: ARG002 -- the library's signature
+        # Django's debug page would answer with a traceback and the request's body in it.
+        return False
+
+    def convert_unhandled_exceptions(self, exc: Exception) -> exceptions.APIException:
+        if isinstance(exc, exceptions.APIException):
+            return exc
+        return exceptions.APIException("Something went wrong on our side; it is in the log.", "server_error")
+
+    def format_exception(self, exc: exceptions.APIException) -> dict[str, Any]:
+        return describe(exc)
+
+    def get_response(self, exc: exceptions.APIException, data: dict[str, Any]) -> Response:
+        headers = self.get_headers(exc)
+        return Response(data, status=exc.status_code, headers=headers, content_type=CONTENT_TYPE)
+
+
+def problem_handler(exc: Exception, context: ExceptionHandlerContext) -> Response | None:
+    """REST_FRAMEWORK["EXCEPTION_HANDLER"]."""
+    return ProblemHandler(exc, context).run()
+
+
+def _answer(status: int, detail: str, code: str) -> JsonResponse:
+    return JsonResponse(problem(status, detail, code), status=status, content_type=CONTENT_TYPE)
+
+
+@csrf_exempt
+def unknown_route(_request: HttpRequest) -> HttpResponse:
+    """The last route below /api/: a 404 for programs, also where DEBUG would show a page of routes."""
+    return _answer(404, "There is nothing at this address.", "not_found")
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponseBase:
+    """handler404."""
+    if request.path.startswith(FOR_PROGRAMS):
+        return unknown_route(request)
+    return defaults.page_not_found(request, exception)
+
+
+def server_error(request: HttpRequest) -> HttpResponseBase:
+    """handler500."""
+    if request.path.startswith(FOR_PROGRAMS):
+        return _answer(500, "Something went wrong on our side; it is in the log.", "server_error")
+    return defaults.server_error(request)
+
+
+def documented(*statuses: int) -> dict[tuple[int, str], OpenApiResponse]:
+    """These problems as responses of an `extend_schema`."""
+    return {
+        (status, CONTENT_TYPE): OpenApiResponse(Problem, description=HTTPStatus(status).phrase)
+        for status in statuses
+    }

@@ -1,0 +1,201 @@
+"""The shapes of users on the wire, hyphenated names included."""
+
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth.password_validation import validate_password
+from django.core.exceptions import ValidationError as DjangoValidationError
+from django.core.validators import RegexValidator, validate_email
+from rest_framework import serializers
+from rest_framework.fields import Field
+
+from accounts.models import AccountState, Security, SmtpAccount, User
+
+#: The contract's own spelling; the form with underscores is taken too.
+HYPHENATED = {"smtp_username": "smtp-username", "smtp_password": "smtp-password"}
+#: Register wants all of these or none.
+RELAY = {"smtp_host": "host", "smtp_port": "port", "smtp-username": "username", "smtp-password": "password"}
+
+#: A name or an address, also in its odd forms (2130706433, 0x7f.1): the guard judges what they mean.
+_NAME = r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9.])?"
+_IPV6 = r"[0-9A-Fa-f.]*:[0-9A-Fa-f:.]+"
+_is_host = RegexValidator(rf"\A({_NAME}|{_IPV6})\Z", "Not the name or address of a host.")
+_is_printable = RegexValidator(r"\A[^\x00-\x1f\x7f]*\Z", "Must not hold control characters.")
+
+
+class Text(serializers.CharField):
+    """A string and nothing else: a number is a mistake, not a text."""
+
+    def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str):
+            self.fail("invalid")
+        return str(super().to_internal_value(data))
+
+
+class Password(Text):
+    """Checked by AUTH_PASSWORD_VALIDATORS, never answered."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(max_length=256, trim_whitespace=False, write_only=True, **kwargs)
+
+    def to_internal_value(self, data: Any) -> str:
+        password = super().to_internal_value(data)
+        try:
+            validate_password(password)
+        except DjangoValidationError as error:
+            raise serializers.ValidationError(error.messages, "weak_password") from error
+        return password
+
+
+class HyphenatedSerializer(serializers.Serializer[Any]):
+    def get_fields(self) -> dict[str, Field[Any, Any, Any, Any]]:
+        return {HYPHENATED.get(name, name): field for name, field in super().get_fields().items()}
+
+    def to_internal_value(self, data: Any) -> Any:
+        underscored = {HYPHENATED[name]: value for name, value in data.items() if name in HYPHENATED}
+        return super().to_internal_value(underscored | data)
+
+
+class RelaySerializer(HyphenatedSerializer):
+    """The settings of a relay, as far as given; `validated_data["smtp"]` names them as SmtpAccount does."""
+
+    smtp_host = Text(source="smtp.host", max_length=253, required=False, validators=[_is_host])
+    smtp_port = serializers.IntegerField(source="smtp.port", min_value=1, max_value=65535, required=False)
+    smtp_username = Text(
+        source="smtp.username", max_length=254, allow_blank=True, required=False, validators=[_is_printable]
+    )
+    smtp_password = Text(
+        source="smtp.password",
+        max_length=1000,
+        allow_blank=True,
+        required=False,
+        trim_whitespace=False,
+        write_only=True,
+    )
+    smtp_security = serializers.ChoiceField(source="smtp.security", choices=Security.choices, required=False)
+    from_email = serializers.EmailField(source="smtp.from_email", max_length=254, required=False)
+
+
+class RegisterSerializer(RelaySerializer):
+    email = serializers.EmailField(max_length=254)
+    password = Password()
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        smtp = attrs.setdefault("smtp", {})
+        email = attrs["email"] = attrs["email"].lower()
+        if settings.DEFAULT_SMTP_URL and not smtp.keys() & RELAY.values():
+            smtp.pop("security", None)
+        else:
+            _require_whole_relay(smtp)
+            _require_username_with_password(smtp["username"], smtp["password"])
+        smtp.setdefault("from_email", _first_address(smtp.get("username", ""), email))
+        return attrs
+
+
+class ChangeSerializer(RelaySerializer):
+    """What PATCH may change; an empty host goes back to the default relay."""
+
+    smtp_host = Text(
+        source="smtp.host",
+        max_length=253,
+        required=False,
+        allow_blank=True,
+        allow_null=True,
+        validators=[_is_host],
+    )
+    max_connections = serializers.IntegerField(
+        source="smtp.max_connections", min_value=1, max_value=100, required=False
+    )
+    password = Password(required=False)
+
+    instance: User
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        smtp, account = attrs.setdefault("smtp", {}), self.instance.smtp
+        if not smtp.get("host", "unchanged"):
+            smtp |= _default_relay()
+        elif account.uses_default_relay and smtp.keys() & RELAY.values():
+            _require_whole_relay(smtp)
+        _require_username_with_password(
+            smtp.get("username", account.username), smtp.get("password", account.sealed_password)
+        )
+        return attrs
+
+
+def _default_relay() -> dict[str, Any]:
+    if not settings.DEFAULT_SMTP_URL:
+        raise serializers.ValidationError({"smtp_host": ["There is no default relay here."]}, "required")
+    return {"host": "", "port": 587, "username": "", "password": "", "security": Security.AUTO}
+
+
+def _require_whole_relay(smtp: dict[str, Any]) -> None:
+    missing = [name for name, key in RELAY.items() if key not in smtp]
+    if missing:
+        raise serializers.ValidationError({name: ["This field is required."] for name in missing}, "required")
+
+
+def _require_username_with_password(username: str, password: str) -> None:
+    """Both empty is a relay that asks for neither."""
+    if bool(username) != bool(password):
+        name = "smtp-password" if username else "smtp-username"
+        complaint = "smtp-username and smtp-password go together; leave both empty for a relay without login."
+        raise serializers.ValidationError({name: [complaint]}, "required")
+
+
+def _first_address(username: str, email: str) -> str:
+    try:
+        validate_email(username)
+    except DjangoValidationError:
+        return email
+    return username
+
+
+class RegisteredSerializer(HyphenatedSerializer):
+    """The answer to register. The relay's fields are null on the default relay."""
+
+    id = serializers.IntegerField()
+    email = serializers.EmailField()
+    smtp_host = serializers.CharField(source="smtp.host", allow_null=True)
+    smtp_port = serializers.IntegerField(source="smtp.port", allow_null=True)
+    smtp_username = serializers.CharField(source="smtp.username", allow_null=True)
+
+    def to_representation(self, instance: User) -> dict[str, Any]:
+        shown = super().to_representation(instance)
+        if instance.smtp.uses_default_relay:
+            shown |= dict.fromkeys(["smtp_host", "smtp_port", "smtp-username"])
+        return shown
+
+
+class AccountSerializer(serializers.Serializer[SmtpAccount]):
+    """Whether mail goes out; if not, why and until when."""
+
+    state = serializers.ChoiceField(choices=AccountState.choices)
+    reason = serializers.CharField()
+    until = serializers.DateTimeField(source="paused_until", allow_null=True)
+
+
+class UserSerializer(RegisteredSerializer):
+    smtp_security = serializers.ChoiceField(source="smtp.security", choices=Security.choices)
+    from_email = serializers.EmailField(source="smtp.from_email")
+    max_connections = serializers.IntegerField(source="smtp.max_connections")
+    account = AccountSerializer(source="smtp")
+    created_at = serializers.DateTimeField()
+
+
+class LoginSerializer(serializers.Serializer[Any]):
+    # Any text: what is no e-mail address is answered like one that nobody has.
+    email = Text(max_length=254)
+    password = Text(max_length=256, trim_whitespace=False, write_only=True)
+
+
+class RefreshSerializer(serializers.Serializer[Any]):
+    refresh = Text(max_length=2000)
+
+
+class TokensSerializer(serializers.Serializer[Any]):
+    token = serializers.CharField()
+    refresh = serializers.CharField()
+
+
+class LoggedInSerializer(TokensSerializer):
+    id = serializers.IntegerField()

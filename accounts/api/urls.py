@@ -1,0 +1,12 @@
+"""Users, below /api/v1/."""
+
+from django.urls import path
+
+from accounts.api import views
+
+urlpatterns = [
+    path("register", views.RegisterView.as_view()),
+    path("login", views.LoginView.as_view()),
+    path("token/refresh", views.RefreshView.as_view()),
+    path("user/<int:pk>", views.UserView.as_view()),
+]

@@ -1,0 +1,119 @@
+"""Who may use the service, and through which relay their mail goes."""
+
+from typing import Any, ClassVar, Self
+
+from django.contrib.auth.models import AbstractBaseUser, BaseUserManager, PermissionsMixin
+from django.db import models, transaction
+from django.dispatch import Signal
+from django.utils import timezone
+
+from accounts.sealing import seal, unseal
+
+#: Sent inside the transaction that closes an account; what waits in the ledger is cancelled by its receiver.
+account_closed = Signal()
+
+
+class UserManager(BaseUserManager["User"]):
+    def create_user(self, email: str, password: str, **fields: Any) -> "User":
+        """A user who can send through the default relay at once."""
+        user = self.model(email=email.lower(), **fields)
+        user.set_password(password)
+        user.save(using=self._db)
+        return user
+
+    def create_superuser(self, email: str, password: str, **fields: Any) -> "User":
+        return self.create_user(email, password, is_staff=True, is_superuser=True, **fields)
+
+    def get_by_natural_key(self, username: str | None) -> "User":
+        return self.get(email=(username or "").lower())
+
+
+class User(AbstractBaseUser, PermissionsMixin):
+    """Logs in with an e-mail address, kept in lower case."""
+
+    email = models.EmailField(unique=True)
+    is_active = models.BooleanField(default=True)
+    is_staff = models.BooleanField(default=False)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    objects: ClassVar[UserManager] = UserManager()
+
+    USERNAME_FIELD = "email"
+    EMAIL_FIELD = "email"
+
+    def __str__(self) -> str:
+        return self.email
+
+    def clean(self) -> None:
+        super().clean()
+        self.email = self.email.lower()
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Every user has an SMTP account from the start, whichever door they came in by."""
+        is_new = self._state.adding
+        with transaction.atomic():
+            super().save(*args, **kwargs)
+            if is_new:
+                SmtpAccount.objects.create(owner=self, from_email=self.email)
+
+    def close(self) -> None:
+        """Deactivates for good; call inside a transaction. What waits is cancelled by the ledger."""
+        self.is_active = False
+        self.save(update_fields=["is_active"])
+        account_closed.send(sender=User, user=self)
+
+
+class Security(models.TextChoices):
+    """How the connection to the relay is protected."""
+
+    AUTO = "auto", "auto: TLS on 465, else STARTTLS"
+    TLS = "tls", "implicit TLS"
+    STARTTLS = "starttls", "STARTTLS required"
+    NONE = "none", "none (allowed networks only)"
+
+
+class AccountState(models.TextChoices):
+    """Whether mail goes out. Moved by the courier, by the SMTP test, and by a change of the settings."""
+
+    UNVERIFIED = "unverified", "unverified"  # no relay has taken these settings yet; mail is tried
+    ACTIVE = "active", "active"  # the relay has taken them
+    PAUSED = "paused", "paused"  # the breaker is open: mail waits, no try is used up
+
+
+class SmtpAccount(models.Model):
+    """One relay for each user. An empty host means the default relay (DEFAULT_SMTP_URL)."""
+
+    owner = models.OneToOneField(User, on_delete=models.CASCADE, primary_key=True, related_name="smtp")
+    host = models.CharField(max_length=253, blank=True)
+    port = models.PositiveIntegerField(default=587)
+    username = models.CharField(max_length=254, blank=True)
+    sealed_password = models.TextField(blank=True, editable=False)
+    security = models.CharField(max_length=8, choices=Security, default=Security.AUTO)
+    from_email = models.EmailField()
+    max_connections = models.PositiveSmallIntegerField(default=10)
+    state = models.CharField(max_length=10, choices=AccountState, default=AccountState.UNVERIFIED)
+    reason = models.CharField(max_length=500, blank=True)
+    #: Until then nothing of this account is claimed; afterwards one probe is.
+    paused_until = models.DateTimeField(null=True, blank=True)
+    #: Account faults in a row; the pause doubles with each.
+    faults = models.PositiveSmallIntegerField(default=0)
+
+    def __str__(self) -> str:
+        return f"{self.username or 'anonymous'} at {self.host or 'the default relay'}"
+
+    @property
+    def password(self) -> str:
+        return unseal(self.sealed_password)
+
+    @password.setter
+    def password(self, secret: str) -> None:
+        self.sealed_password = seal(secret)
+
+    @property
+    def uses_default_relay(self) -> bool:
+        return not self.host
+
+    def reopen(self) -> Self:
+        """Forgets what went wrong, as after new settings: nothing is proven, everything may be tried."""
+        self.state, self.reason, self.paused_until, self.faults = AccountState.UNVERIFIED, "", None, 0
+        return self

@@ -1,0 +1,129 @@
+"""Reads the environment once and fails with one sentence that names everything wrong in it.
+
+Every name has a NAME_FILE form: the path of a file (a mounted secret) that holds the value.
+"""
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dj_database_url
+from cryptography.fernet import Fernet
+from environs import EnvValidationError, FileAwareEnv
+from marshmallow import validate
+
+type_networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
+
+ONLY_FOR_DEBUG = "insecure-development-key-never-for-production"
+ONLY_FOR_DEBUG_FERNET = "ZGV2ZWxvcG1lbnQtb25seS1rZXktMzItYnl0ZXMhISE="
+
+
+class BadEnvironmentError(SystemExit):
+    """The environment does not describe a service that could run."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The settings of contract.md; times are in seconds."""
+
+    debug: bool
+    secret_key: str
+    jwt_signing_key: str
+    credential_keys: list[str]
+    allowed_hosts: list[str]
+    database: dict[str, Any]
+    redis_url: str
+    data_dir: Path
+    port: int
+    flower_port: int
+    sandbox_smtp_port: int
+    default_smtp_url: str
+    smtp_allowed_networks: type_networks
+    smtp_allowed_ports: list[int]
+    max_tries: int
+    retry_schedule: list[int]
+    lease_seconds: int
+    sweep_interval_seconds: int
+    sweep_after_seconds: int
+    keep_days: int
+    worker_connections: int
+    worker_concurrency: int
+    log_level: str
+    log_file: str
+
+
+def _networks(value: str) -> type_networks:
+    """CIDRs, comma separated."""
+    return tuple(ipaddress.ip_network(part.strip()) for part in value.split(",") if part.strip())
+
+
+def _fernet_keys(keys: list[str]) -> None:
+    for key in keys:
+        Fernet(key)
+
+
+def read() -> Environment:
+    """The environment as typed values, or BadEnvironmentError with every complaint in it."""
+    env = FileAwareEnv(eager=False, strip_whitespace=True)
+    env.add_parser("networks", _networks)
+    positive = validate.Range(min=1)
+    a_port = validate.Range(min=1, max=65535)
+    debug = bool(env.bool("DEBUG", False))
+
+    def secret(name: str, fallback: str) -> Any:
+        # Outside DEBUG there is no default, so a missing secret stops the start by name.
+        return env.str(name, fallback) if debug else env.str(name, validate=validate.Length(min=1))
+
+    def secrets(name: str, fallback: str) -> Any:
+        return (
+            env.list(name, [fallback], validate=_fernet_keys)
+            if debug
+            else env.list(name, validate=_fernet_keys)
+        )
+
+    found: dict[str, Any] = {
+        "debug": debug,
+        "secret_key": secret("SECRET_KEY", ONLY_FOR_DEBUG),
+        "jwt_signing_key": secret("JWT_SIGNING_KEY", ONLY_FOR_DEBUG + "-jwt"),
+        "credential_keys": secrets("CREDENTIAL_KEYS", ONLY_FOR_DEBUG_FERNET),
+        "allowed_hosts": env.list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"]),
+        "database": env.str("DATABASE_URL", validate=validate.Length(min=1)),
+        "redis_url": env.str("REDIS_URL", validate=validate.Length(min=1)),
+        "data_dir": env.path("DATA_DIR", Path(".local")),
+        "port": env.int("PORT", 8000, validate=a_port),
+        "flower_port": env.int("FLOWER_PORT", 5555, validate=a_port),
+        "sandbox_smtp_port": env.int("SANDBOX_SMTP_PORT", 1025, validate=a_port),
+        "default_smtp_url": env.str("DEFAULT_SMTP_URL", ""),
+        "smtp_allowed_networks": env.networks("SMTP_ALLOWED_NETWORKS", ""),
+        "smtp_allowed_ports": env.list("SMTP_ALLOWED_PORTS", [25, 465, 587, 2525], subcast=int),
+        "max_tries": env.int("MAIL_MAX_TRIES", 8, validate=validate.Range(min=1, max=20)),
+        "retry_schedule": env.list(
+            "MAIL_RETRY_SCHEDULE",
+            [60, 300, 900, 1800, 3600, 7200, 14400],
+            subcast=int,
+            validate=[validate.Length(min=1), lambda waits: [validate.Range(min=0)(wait) for wait in waits]],
+        ),
+        "lease_seconds": env.int("MAIL_LEASE_SECONDS", 120, validate=positive),
+        "sweep_interval_seconds": env.int("SWEEP_INTERVAL_SECONDS", 300, validate=positive),
+        "sweep_after_seconds": env.int("SWEEP_AFTER_SECONDS", 300, validate=positive),
+        "keep_days": env.int("MAIL_KEEP_DAYS", 90, validate=positive),
+        "worker_connections": env.int("WORKER_CONNECTIONS", 250, validate=positive),
+        "worker_concurrency": env.int("WORKER_CONCURRENCY", 2, validate=positive),
+        "log_level": env.str(
+            "LOG_LEVEL", "INFO", validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])
+        ),
+        "log_file": env.str("LOG_FILE", ""),
+    }
+    try:
+        env.seal()
+    except EnvValidationError as error:
+        complaints = "; ".join(
+            f"{name}: {' '.join(map(str, why))}" for name, why in error.error_messages.items()
+        )
+        raise BadEnvironmentError(f"The environment is not usable. {complaints}") from error
+    try:
+        found["database"] = dj_database_url.parse(found["database"])
+    except ValueError as error:
+        raise BadEnvironmentError(f"The environment is not usable. DATABASE_URL: {error}") from error
+    return Environment(**found)

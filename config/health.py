@@ -1,0 +1,47 @@
+"""Answers for probes. None of them asks for a token, none of them waits long."""
+
+import redis
+from django.conf import settings
+from django.db import DatabaseError, connection
+from django.http import HttpRequest, JsonResponse
+
+from tasks import doorbell
+
+
+def live(_request: HttpRequest) -> JsonResponse:
+    """200 while the process serves."""
+    return JsonResponse({"status": "ok", "version": settings.VERSION})
+
+
+def ping(_request: HttpRequest) -> JsonResponse:
+    return JsonResponse({"message": "pong"})
+
+
+def ready(_request: HttpRequest) -> JsonResponse:
+    """503 without PostgreSQL. Without Redis 200: the queue still works, only the bell is silent."""
+    database, broker = _database_answers(), _broker_answers()
+    return JsonResponse(
+        {
+            "status": "ok" if database else "unavailable",
+            "database": "up" if database else "down",
+            "broker": "up" if broker else "down",
+        },
+        status=200 if database else 503,
+    )
+
+
+def _database_answers() -> bool:
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except DatabaseError:
+        connection.close()
+        return False
+    return True
+
+
+def _broker_answers() -> bool:
+    try:
+        return bool(doorbell.client().ping())
+    except redis.RedisError:
+        return False

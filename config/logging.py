@@ -1,0 +1,166 @@
+"""Logs: a line of JSON for each event (coloured text for a person at a terminal), with the request's id.
+
+Nobody logs bodies or passwords; the processors below keep them out where a library would.
+"""
+
+import fcntl
+import logging
+import logging.handlers
+import os
+import re
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+from structlog.types import EventDict, Processor, WrappedLogger
+
+HEADER = "X-Request-ID"
+LOG_FILE_BYTES = 50 * 1024 * 1024
+LOG_FILES = 5
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+_ROW_VALUES = re.compile(
+    r"^DETAIL:.*?(?=^(?:HINT|CONTEXT|QUERY|SCHEMA NAME):|^$|\Z)", re.MULTILINE | re.DOTALL
+)
+
+logger = structlog.stdlib.get_logger("mailqueue.request")
+
+
+class RequestIdMiddleware:
+    """Takes a sane X-Request-ID or makes one, echoes it, and puts it on every log line of the request."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        offered = request.headers.get(HEADER, "")
+        request_id = offered if _SANE_ID.fullmatch(offered) else uuid.uuid4().hex
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        began = time.perf_counter()
+        response = self.get_response(request)
+        response[HEADER] = request_id
+        # The path without its query, in which recipients are searched for.
+        logger.log(
+            logging.DEBUG if request.path.startswith("/health") else logging.INFO,
+            "request",
+            method=request.method,
+            path=request.path,
+            status=response.status_code,
+            duration_ms=round((time.perf_counter() - began) * 1000, 1),
+        )
+        structlog.contextvars.clear_contextvars()
+        return response
+
+
+class SharedRotatingFileHandler(logging.handlers.RotatingFileHandler):
+    """A rotating file that several processes write to: each follows when another has rotated it."""
+
+    def shouldRollover(self, record: logging.LogRecord) -> bool:  # noqa: N802 -- the library's name
+        self._follow()
+        return bool(super().shouldRollover(record))
+
+    def doRollover(self) -> None:  # noqa: N802 -- the library's name
+        with Path(f"{self.baseFilename}.lock").open("w", encoding="ascii") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not self._follow():  # nobody was faster
+                super().doRollover()
+
+    def _follow(self) -> bool:
+        """Reopens the file if the name now belongs to another one; True if it did."""
+        if self.stream is None:
+            return False
+        try:
+            now, mine = Path(self.baseFilename).stat(), os.fstat(self.stream.fileno())
+            moved = (now.st_dev, now.st_ino) != (mine.st_dev, mine.st_ino)
+        except FileNotFoundError:
+            moved = True
+        if moved:
+            self.stream.close()
+            self.stream = self._open()
+        return moved
+
+
+def dict_config(*, debug: bool, level: str, file: str) -> dict[str, Any]:
+    """Django's LOGGING; also points structlog at it. Text needs both DEBUG and a terminal."""
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.ExtraAdder(),
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _without_request,
+        structlog.processors.format_exc_info,
+        _without_row_values,
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    # Plain tracebacks: the fancy ones print local variables, and those hold passwords.
+    text = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    handlers: dict[str, dict[str, Any]] = {
+        "stdout": {
+            "class": "logging.StreamHandler",
+            "stream": "ext://sys.stdout",
+            "formatter": "text" if debug and sys.stdout.isatty() else "json",
+        }
+    }
+    if file:
+        handlers["file"] = {
+            "()": SharedRotatingFileHandler,
+            "filename": file,
+            "maxBytes": LOG_FILE_BYTES,
+            "backupCount": LOG_FILES,
+            "encoding": "utf-8",
+            "delay": True,
+            "formatter": "json",
+        }
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {
+            name: {
+                "()": structlog.stdlib.ProcessorFormatter,
+                "foreign_pre_chain": shared,
+                "processors": [strip, renderer],
+            }
+            for name, renderer in (("json", structlog.processors.JSONRenderer()), ("text", text))
+        },
+        "handlers": handlers,
+        "root": {"level": level, "handlers": list(handlers)},
+        "loggers": {
+            # Named without handlers, so that Django's own handlers go and all passes through the root.
+            "django": {"level": level},
+            "django.server": {"level": level, "handlers": [], "propagate": True},
+            # Each request already has its line; only what raised has more to say.
+            "django.request": {"level": "ERROR"},
+        },
+    }
+
+
+def _without_request(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Django hands its request object to the log; its description shows the query."""
+    event.pop("request", None)
+    return event
+
+
+def _without_row_values(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """PostgreSQL explains a refused row by quoting it: that is mail and sealed passwords."""
+    if "exception" in event:
+        event["exception"] = _ROW_VALUES.sub("DETAIL: left out\n", str(event["exception"]))
+    return event

@@ -1,0 +1,416 @@
+"""The drain loop of one worker process: claim in groups, send over kept connections, settle in groups.
+
+One event loop in a thread of its own does all the SMTP and outlives the single drain, so that idle connections
+are looked after and a hanging relay holds up no job. The ledger is written from two more threads, for the
+database must not stop the loop.
+"""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from random import uniform
+from typing import Any, ParamSpec, TypeVar
+
+import uvloop
+from django.conf import settings
+from django.db import DatabaseError, InterfaceError, OperationalError, connection
+from django.utils import timezone
+
+from mailqueue.delivery import breaker, replies, retry
+from mailqueue.delivery.pool import Pool
+from mailqueue.delivery.replies import Answer, Fault, Meaning, Verdict
+from mailqueue.delivery.routes import Route, routes
+from mailqueue.delivery.smtp import Relay, SessionError
+from tasks import doorbell, ledger
+from tasks.ledger import Claimed, Settlement
+from tasks.states import Phase, Status
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: Mails claimed at once. 50 gave 78 % of the rate of 200, more than 200 gave nothing.
+GROUP = 200
+#: Mails of one owner in hand: first, and at most once they prove to go out within a second.
+FIRST_HAND, LARGEST_HAND = 50, 400
+#: Results wait this long (seconds) for company before they are written.
+LINGER = 0.005
+#: How long (seconds) a claim that found nothing is not repeated while mails are still being sent.
+PAUSE_BETWEEN_CLAIMS = 0.02
+
+
+@dataclass
+class Report:
+    """What a drain did; kept as its Celery result."""
+
+    claimed: int = 0
+    sent: int = 0
+    put_off: int = 0
+    cancelled: int = 0
+    uncertain: int = 0
+
+    def count(self, status: Status) -> None:
+        if status == Status.SUCCESS:
+            self.sent += 1
+        elif status == Status.CANCELLED:
+            self.cancelled += 1
+        elif status == Status.UNCERTAIN:
+            self.uncertain += 1
+        else:
+            self.put_off += 1
+
+
+@dataclass
+class Hand:
+    """The mails of one owner that this process holds, and the sessions that send them."""
+
+    owner_id: int
+    route: Route
+    mails: deque[Claimed] = field(default_factory=deque)
+    held: int = 0
+    sessions: int = 0
+    allowance: int = FIRST_HAND
+    filled_at: float = 0.0
+
+    def room(self) -> int:
+        """How many more to claim; none until half is free, so that claims stay groups."""
+        free = self.allowance - self.held
+        return free if free * 2 >= self.allowance else 0
+
+    def adapt(self, now: float) -> None:
+        """More for who goes fast, less for who hangs, so that a slow relay holds few mails."""
+        took = now - self.filled_at
+        if took < 1:
+            self.allowance = min(self.allowance * 2, LARGEST_HAND)
+        elif took > 5:
+            self.allowance = max(self.allowance // 2, 2 * self.route.max_connections)
+
+
+@dataclass
+class Lease:
+    """One claim's token: how many mails it still covers, and until when (monotonic seconds) it is ours."""
+
+    mails: int
+    until: float
+
+
+class Courier:
+    """Call `start` once, `drain` from one thread at a time, `stop` at the end."""
+
+    def __init__(self, worker: str) -> None:
+        self.worker = worker
+        self.capacity = max(2 * GROUP, 2 * settings.WORKER_CONNECTIONS)
+        self.lease_seconds = settings.MAIL_LEASE_SECONDS
+        self._loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="courier", daemon=True)
+        self._ledger_threads = ThreadPoolExecutor(2, thread_name_prefix="ledger")
+        self._pool = Pool()
+        self._hands: dict[int, Hand] = {}
+        self._leases: dict[uuid.UUID, Lease] = {}
+        self._in_hand = 0
+        self._connections = 0
+        self._last_owner = 0
+        self._unsettled: list[Settlement] = []
+        self._claims_of: dict[int, Claimed] = {}
+        self._report = Report()
+        self._stopping = False
+        self._chores: list[asyncio.Task[None]] = []
+        self._serving: set[asyncio.Task[None]] = set()
+
+    # From outside -----------------------------------------------------------------------------------
+
+    def start(self) -> "Courier":
+        self._thread.start()
+        self._call(self._begin())
+        return self
+
+    def drain(self, seconds: float) -> Report:
+        """Sends what is due until nothing is, or for `seconds`; what hangs then goes on by itself."""
+        report: Report = self._call(self._drain(seconds))
+        return report
+
+    def aside(self, deed: Callable[[], T]) -> T:
+        """Does something with the ledger on the courier's own connection, through restarts of PostgreSQL."""
+        done: T = self._call(self._persistently(deed))
+        return done
+
+    def stop(self, seconds: float) -> None:
+        """Claims no more, gives what is in flight `seconds` to finish, says goodbye to the relays."""
+        self._stopping = True
+        self._call(self._finish(seconds))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+        self._ledger_threads.shutdown(wait=False)
+
+    def _call(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    # The loop's life --------------------------------------------------------------------------------
+
+    async def _begin(self) -> None:
+        self._has_results = asyncio.Event()
+        self._progress = asyncio.Event()
+        self._chores = [
+            asyncio.create_task(self._settle_results()),
+            asyncio.create_task(self._renew_leases()),
+            asyncio.create_task(self._reap_connections()),
+        ]
+
+    async def _finish(self, seconds: float) -> None:
+        deadline = self._loop.time() + seconds
+        self._put_back_unstarted()
+        while self._in_hand and self._loop.time() < deadline:
+            self._progress.clear()
+            await self._wait_for_progress(deadline - self._loop.time())
+        for chore in self._chores:
+            chore.cancel()
+        self._pool.close()
+        await asyncio.sleep(0)
+
+    async def _drain(self, seconds: float) -> Report:
+        self._report = report = Report()
+        end = self._loop.time() + seconds
+        while self._loop.time() < end and not self._stopping:
+            self._progress.clear()
+            room = min(GROUP, self.capacity - self._in_hand)
+            try:
+                claimed = await self._claim(room) if room * 2 >= GROUP else []
+            except (OperationalError, InterfaceError) as error:
+                logger.warning("database_away", extra={"error": str(error)})
+                await asyncio.sleep(uniform(0.2, 1))  # noqa: S311 -- spreads load, guards nothing
+                continue
+            if claimed:
+                report.claimed += len(claimed)
+                if len(claimed) == room:
+                    await self._in_thread(doorbell.ring)
+                continue
+            if not self._in_hand:
+                break
+            await self._wait_for_progress(min(PAUSE_BETWEEN_CLAIMS * 5, end - self._loop.time()))
+            await asyncio.sleep(PAUSE_BETWEEN_CLAIMS)
+        return report
+
+    async def _wait_for_progress(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._progress.wait(), max(seconds, 0))
+
+    # Claiming ---------------------------------------------------------------------------------------
+
+    async def _claim(self, room: int) -> list[Claimed]:
+        rooms = {hand.owner_id: hand.room() for hand in self._hands.values()}
+        started = self._loop.time()
+        claimed, found = await self._in_thread(_claim, room, self.lease_seconds, rooms, self._last_owner)
+        if not claimed:
+            self._last_owner = 0
+            return []
+        self._last_owner = max(mail.owner_id for mail in claimed) if len(found) >= ledger.OWNERS_A_TURN else 0
+        for mail in claimed:
+            lease = self._leases.setdefault(mail.token, Lease(0, started + self.lease_seconds))
+            lease.mails += 1
+            hand = self._hands.get(mail.owner_id)
+            if hand is None:
+                hand = self._hands[mail.owner_id] = Hand(mail.owner_id, found[mail.owner_id])
+            hand.mails.append(mail)
+            hand.held += 1
+        self._in_hand += len(claimed)
+        for owner_id, route in found.items():
+            self._set_to_work(self._hands[owner_id], route)
+        return claimed
+
+    def _set_to_work(self, hand: Hand, route: Route) -> None:
+        """As many sessions as there are mails and as both the account and this process may have."""
+        hand.route, hand.filled_at = route, self._loop.time()
+        wanted = min(len(hand.mails), route.max_connections) - hand.sessions
+        for _ in range(max(0, min(wanted, settings.WORKER_CONNECTIONS - self._connections))):
+            hand.sessions += 1
+            self._connections += 1
+            task = asyncio.create_task(self._serve(hand))
+            self._serving.add(task)
+            task.add_done_callback(self._serving.discard)
+
+    # Sending ----------------------------------------------------------------------------------------
+
+    async def _serve(self, hand: Hand) -> None:
+        """One session's worth of work: mail after mail until the hand is empty."""
+        try:
+            while hand.mails:
+                await self._deliver(hand, hand.mails.popleft())
+            hand.adapt(self._loop.time())
+        finally:
+            hand.sessions -= 1
+            self._connections -= 1
+            if hand.mails and not hand.sessions:  # filled while the last session was leaving
+                self._set_to_work(hand, hand.route)
+
+    async def _deliver(self, hand: Hand, mail: Claimed) -> None:
+        if self._leases[mail.token].until <= self._loop.time():
+            # We slept through our lease: another worker may have it.
+            self._drop(mail)
+            return
+        started = time.monotonic()
+        try:
+            answer = await self._transact(hand.route.relay, mail)
+            verdict = replies.read(answer)
+        except Exception:
+            # Put off and counted first, so that a mail that makes us raise stops nobody, then told.
+            logger.exception("delivery_raised", extra={"task_id": mail.id})
+            answer = Answer(Phase.CONNECT, text="The service failed while sending; its log says why.")
+            verdict = Verdict(Meaning.TEMPORARY)
+        duration_ms = int((time.monotonic() - started) * 1000)
+        if verdict.meaning in (Meaning.ACCOUNT, Meaning.THROTTLED):
+            await self._park(hand, mail, answer, verdict.meaning)
+            return
+        if hand.route.is_unproven and verdict.meaning is Meaning.ACCEPTED:
+            hand.route = Route(hand.route.relay, hand.route.max_connections, is_unproven=False)
+            await self._persistently(breaker.close, hand.owner_id)
+        self._note(
+            mail,
+            retry.conclude(
+                mail,
+                answer,
+                verdict,
+                now=timezone.now(),
+                schedule=settings.MAIL_RETRY_SCHEDULE,
+                duration_ms=duration_ms,
+            ),
+        )
+
+    async def _transact(self, relay: Relay | None, mail: Claimed) -> Answer:
+        """One transaction; a kept connection that turns out to be dead is replaced once."""
+        if relay is None:
+            return Answer(Phase.AUTH, fault=Fault.UNREADABLE_PASSWORD)
+        while True:
+            try:
+                session = await self._pool.take(relay)
+            except SessionError as error:
+                return error.answer
+            was_kept = session.transactions > 0
+            try:
+                answer = await session.send(mail.sender, mail.recipient, mail.raw)
+            finally:
+                self._pool.give(relay, session)
+            is_gone = answer.fault is Fault.LOST or answer.code == 421
+            if not (was_kept and is_gone and answer.phase in (Phase.MAIL, Phase.RCPT)):
+                return answer
+
+    async def _park(self, hand: Hand, mail: Claimed, answer: Answer, meaning: Meaning) -> None:
+        """The account is at fault: its breaker opens, then its mails go back as they were."""
+        await self._persistently(breaker.trip, hand.owner_id, answer, meaning)
+        for one in [mail, *hand.mails]:
+            self._note(one, retry.put_back(one, str(answer)))
+        hand.mails.clear()
+
+    def _put_back_unstarted(self) -> None:
+        for hand in self._hands.values():
+            for mail in hand.mails:
+                self._note(mail, retry.put_back(mail, "The worker was told to stop."))
+            hand.mails.clear()
+
+    # Settling ---------------------------------------------------------------------------------------
+
+    def _note(self, mail: Claimed, settlement: Settlement) -> None:
+        self._unsettled.append(settlement)
+        self._claims_of[mail.id] = mail
+        self._has_results.set()
+
+    async def _settle_results(self) -> None:
+        """Writes results as they come, in groups that grow with the load."""
+        while True:
+            await self._has_results.wait()
+            await asyncio.sleep(LINGER)
+            self._has_results.clear()
+            batch, self._unsettled = self._unsettled, []
+            if not batch:
+                continue
+            ours = await self._persistently(_settle, batch, self.worker)
+            for settlement in batch:
+                if settlement.id in ours:
+                    self._report.count(settlement.status)
+                else:
+                    logger.warning("late_result", extra={"task_id": settlement.id})
+                self._drop(self._claims_of.pop(settlement.id))
+
+    def _drop(self, mail: Claimed) -> None:
+        """No longer in hand."""
+        lease = self._leases[mail.token]
+        lease.mails -= 1
+        if not lease.mails:
+            del self._leases[mail.token]
+        hand = self._hands[mail.owner_id]
+        hand.held -= 1
+        if not hand.held and not hand.sessions and len(self._hands) > 1000:
+            del self._hands[mail.owner_id]
+        self._in_hand -= 1
+        self._progress.set()
+
+    # Chores -----------------------------------------------------------------------------------------
+
+    async def _renew_leases(self) -> None:
+        while True:
+            await asyncio.sleep(self.lease_seconds / 3)
+            if not self._leases:
+                continue
+            started = self._loop.time()
+            held = await self._persistently(ledger.renew, list(self._leases), self.lease_seconds)
+            for token in held & self._leases.keys():
+                self._leases[token].until = started + self.lease_seconds
+
+    async def _reap_connections(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            self._pool.reap()
+
+    # The ledger's threads ---------------------------------------------------------------------------
+
+    async def _in_thread(self, deed: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._loop.run_in_executor(
+            self._ledger_threads, lambda: _with_connection(deed, *args, **kwargs)
+        )
+
+    async def _persistently(self, deed: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Until it is done: a restart of PostgreSQL must not lose a result."""
+        pause = 0.1
+        while True:
+            try:
+                return await self._in_thread(deed, *args, **kwargs)
+            except (OperationalError, InterfaceError) as error:
+                logger.warning("database_away", extra={"error": str(error)})
+                await asyncio.sleep(pause * uniform(0.5, 1.5))  # noqa: S311 -- spreads load, guards nothing
+                pause = min(pause * 2, 5)
+
+
+def _with_connection(deed: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The thread's own connection is kept as long as it works; Celery's fixup does not see it."""
+    try:
+        return deed(*args, **kwargs)
+    except (OperationalError, InterfaceError):
+        connection.close()
+        raise
+
+
+def _claim(
+    limit: int, lease_seconds: float, rooms: dict[int, int], after: int
+) -> tuple[list[Claimed], dict[int, Route]]:
+    claimed = ledger.claim(limit, lease_seconds, room=FIRST_HAND, rooms=rooms, after=after)
+    return claimed, routes(mail.owner_id for mail in claimed) if claimed else {}
+
+
+def _settle(batch: list[Settlement], worker: str) -> set[int]:
+    """All at once; if the database refuses one of them, each by itself, so that it stops no other."""
+    try:
+        return ledger.settle(batch, worker)
+    except (OperationalError, InterfaceError):
+        raise
+    except DatabaseError:
+        logger.exception("settlement_refused", extra={"count": len(batch)})
+        if len(batch) == 1:
+            return set()
+        return set().union(*(_settle([one], worker) for one in batch))

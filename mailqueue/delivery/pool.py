@@ -1,0 +1,60 @@
+"""Keeps sessions open between mails: a new one costs a relay up to six round trips, a kept one none."""
+
+import time
+
+from mailqueue.delivery.smtp import Relay, Session, open_session
+
+IDLE_SECONDS = 15
+LONGEST_SECONDS = 300
+MOST_TRANSACTIONS = 100
+
+
+class Pool:
+    """Idle sessions by relay. How many are open at once is the courier's business."""
+
+    def __init__(self) -> None:
+        self._idle: dict[Relay, list[Session]] = {}
+
+    async def take(self, relay: Relay) -> Session:
+        """The session used last, or a new one (SessionError if none can be had)."""
+        idle = self._idle.get(relay, [])
+        while idle:
+            session = idle.pop()
+            if _is_fresh(session):
+                return session
+            session.quit()
+        return await open_session(relay)
+
+    def give(self, relay: Relay, session: Session) -> None:
+        """Takes a session back, or sees it off when it has served enough."""
+        if _is_fresh(session) and session.transactions < MOST_TRANSACTIONS:
+            self._idle.setdefault(relay, []).append(session)
+        else:
+            session.quit()
+
+    def reap(self) -> None:
+        """Closes what was idle for too long."""
+        for relay, sessions in list(self._idle.items()):
+            kept = [session for session in sessions if _is_fresh(session)]
+            for session in sessions:
+                if session not in kept:
+                    session.quit()
+            if kept:
+                self._idle[relay] = kept
+            else:
+                del self._idle[relay]
+
+    def close(self) -> None:
+        for sessions in self._idle.values():
+            for session in sessions:
+                session.quit()
+        self._idle.clear()
+
+
+def _is_fresh(session: Session) -> bool:
+    now = time.monotonic()
+    return (
+        session.is_usable
+        and now - session.used_at < IDLE_SECONDS
+        and now - session.opened_at < LONGEST_SECONDS
+    )

@@ -1,0 +1,59 @@
+"""Which relay an owner's mail goes through."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from urllib.parse import unquote, urlsplit
+
+from django.conf import settings
+
+from accounts.models import AccountState, Security, SmtpAccount
+from accounts.sealing import UnreadableSecretError
+from mailqueue.delivery.smtp import Relay
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A relay, how many connections to it, and whether its first success is news. No relay: unreadable password."""
+
+    relay: Relay | None
+    max_connections: int
+    is_unproven: bool
+
+
+def routes(owners: Iterable[int]) -> dict[int, Route]:
+    """The owners' routes, read anew so that a change counts from the next claim on."""
+    return {
+        account.owner_id: route(account) for account in SmtpAccount.objects.filter(owner_id__in=set(owners))
+    }
+
+
+def route(account: SmtpAccount) -> Route:
+    unproven = account.state != AccountState.ACTIVE or account.paused_until is not None
+    return Route(relay_of(account), account.max_connections, unproven)
+
+
+def relay_of(account: SmtpAccount) -> Relay | None:
+    """None if the password cannot be read with CREDENTIAL_KEYS."""
+    if account.uses_default_relay:
+        return default_relay(settings.DEFAULT_SMTP_URL)
+    try:
+        password = account.password
+    except UnreadableSecretError:
+        return None
+    return Relay(account.host, account.port, account.username, password, Security(account.security))
+
+
+@lru_cache
+def default_relay(url: str) -> Relay:
+    """smtp[s]://user:password@host:port, `smtps` being TLS from the first byte; ?security= as for accounts."""
+    parts = urlsplit(url)
+    implicit = parts.scheme == "smtps"
+    query = dict(pair.split("=", 1) for pair in parts.query.split("&") if "=" in pair)
+    return Relay(
+        parts.hostname or "",
+        parts.port or (465 if implicit else 587),
+        unquote(parts.username or ""),
+        unquote(parts.password or ""),
+        Security(query.get("security", Security.TLS if implicit else Security.AUTO)),
+    )

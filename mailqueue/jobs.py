@@ -1,0 +1,71 @@
+"""Celery's entry points, a few lines each. What happens to a mail is decided on its row, not here."""
+
+import os
+import socket
+from dataclasses import asdict
+from functools import lru_cache
+from typing import Any
+
+from celery import Task, shared_task
+from celery.signals import worker_process_shutdown
+from django.db import InterfaceError, OperationalError
+
+from mailqueue import upkeep
+from mailqueue.delivery.courier import Courier
+from tasks import doorbell
+
+#: A drain hands over after this (seconds): rollouts and Flower see short, steady jobs.
+SLICE_SECONDS = 5.0
+#: A worker that is told to stop gives its mails this long (seconds).
+GRACE_SECONDS = 20.0
+
+#: The infrastructure's troubles, which a job retries; a mail's own are on its row.
+AWAY = (OperationalError, InterfaceError)
+
+
+@lru_cache
+def _courier() -> Courier:
+    """This process's courier, started at its first drain (never before the fork)."""
+    return Courier(f"{socket.gethostname()}:{os.getpid()}").start()
+
+
+@shared_task(name="mailqueue.drain", bind=True, autoretry_for=AWAY, retry_backoff=True, retry_backoff_max=30)
+def drain(self: "Task[Any, Any]") -> dict[str, int]:
+    """Sends what is due, for one slice at most."""
+    doorbell.answer()
+    report = _courier().drain(SLICE_SECONDS)
+    return _keep_if(self, asdict(report), worth=bool(report.claimed))
+
+
+@shared_task(name="mailqueue.dispatch_due", bind=True)
+def dispatch_due(self: "Task[Any, Any]") -> dict[str, int]:
+    done = upkeep.dispatch_due()
+    return _keep_if(self, done, worth=bool(done["expired"]))
+
+
+@shared_task(name="mailqueue.rescue", autoretry_for=AWAY, retry_backoff=True, retry_backoff_max=30)
+def rescue() -> dict[str, int]:
+    return {"rescued": upkeep.rescue()}
+
+
+@shared_task(name="mailqueue.sweep", autoretry_for=AWAY, retry_backoff=True, retry_backoff_max=30)
+def sweep() -> dict[str, int]:
+    return {"swept": upkeep.sweep()}
+
+
+@shared_task(name="mailqueue.prune", autoretry_for=AWAY, retry_backoff=True, retry_backoff_max=30)
+def prune() -> dict[str, int]:
+    return {"pruned": upkeep.prune()}
+
+
+def _keep_if(task: "Task[Any, Any]", result: dict[str, int], *, worth: bool) -> dict[str, int]:
+    """A tick that found nothing to do leaves no row in django-celery-results: there are 86,400 a day."""
+    task.request.ignore_result = not worth
+    return result
+
+
+@worker_process_shutdown.connect
+def _finish(**_signal: Any) -> None:
+    """The prefork child is about to leave: what is in flight ends first, the rest goes back."""
+    if _courier.cache_info().currsize:
+        _courier().stop(GRACE_SECONDS)

@@ -1,0 +1,68 @@
+"""What keeps the ledger moving when a bell was lost, a worker died or time has passed. All of it may run
+twice, on two machines, at any moment: each deed looks at the table and changes what it names."""
+
+from datetime import timedelta
+
+from django.conf import settings
+from django.db.models.functions import Now
+from rest_framework_simplejwt.token_blacklist.models import OutstandingToken
+
+from tasks import doorbell, ledger
+from tasks.models import Attempt, MailContent, MailTask
+from tasks.states import FINAL
+
+#: Rows looked at in one bite; the next tick takes the next.
+BITE = 1000
+
+
+def dispatch_due() -> dict[str, int]:
+    """Cancels what expired and rings if anything is due. The bell's guard makes a superfluous ring free."""
+    expired = expire()
+    due = ledger.is_anything_due()
+    if due:
+        doorbell.ring()
+    return {"expired": expired, "rang": int(due)}
+
+
+def expire() -> int:
+    """Cancels what waited beyond its time; how many."""
+    return ledger.expire(BITE)
+
+
+def rescue() -> int:
+    """Takes back what dead workers held; how many."""
+    total = 0
+    while rescued := ledger.rescue(BITE):
+        total += rescued
+    if total:
+        doorbell.ring()
+    return total
+
+
+def sweep() -> int:
+    """The last net (FindUnprocessedTasksAndEnqueue): due and untouched for SWEEP_AFTER_SECONDS, though nothing
+    holds it back. Rings over a bell that may be stuck. How many were found, 1,000 at most."""
+    old = Now() - timedelta(seconds=settings.SWEEP_AFTER_SECONDS)
+    forgotten = MailTask.objects.due().filter(due_at__lte=old, moved_at__lte=old).order_by("due_at")
+    found = len(forgotten.values_list("id", flat=True)[:BITE])
+    if found:
+        doorbell.answer()
+        doorbell.ring()
+    return found
+
+
+def prune() -> int:
+    """Deletes what came to its end MAIL_KEEP_DAYS ago, in bites; how many mails."""
+    old = Now() - timedelta(days=settings.MAIL_KEEP_DAYS)
+    total = 0
+    while ids := list(
+        MailTask.objects.filter(created_at__lt=old, finished_at__lt=old, status__in=FINAL)
+        .order_by("created_at")
+        .values_list("id", flat=True)[:BITE]
+    ):
+        for rows in (Attempt, MailContent):
+            rows.objects.filter(task_id__in=ids)._raw_delete(using="default")  # noqa: SLF001 -- no cascade to look up
+        MailTask.objects.filter(id__in=ids, status__in=FINAL)._raw_delete(using="default")  # noqa: SLF001
+        total += len(ids)
+    OutstandingToken.objects.filter(expires_at__lt=Now()).delete()
+    return total

@@ -1,0 +1,207 @@
+"""The ledger in the admin: to look at, and to retry or cancel with the API's own verbs."""
+
+from email import message_from_bytes, policy
+from typing import Any, cast
+
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.text import Truncator
+from unfold.admin import ModelAdmin, TabularInline
+from unfold.contrib.filters.admin import ChoicesDropdownFilter, DropdownFilter
+from unfold.decorators import action, display
+
+from tasks import submission
+from tasks.admin_queries import BoundedPaginator, ListedTasks
+from tasks.models import Attempt, MailTask, MailTaskQuerySet
+from tasks.states import CancelReason, Outcome, Status
+
+#: Longer mails are shown up to here, in characters.
+SHOWN = 100_000
+
+COLOURS = {
+    Status.QUEUED.label: "info",
+    Status.PROCESSING.label: "primary",
+    Status.SUCCESS.label: "success",
+    Status.FAILED.label: "warning",
+    Status.CANCELLED.label: "danger",
+    Status.SCHEDULED.label: "default",
+    Status.UNCERTAIN.label: "warning",
+    Outcome.ACCEPTED.label: "success",
+    Outcome.TEMPORARY.label: "warning",
+    Outcome.REJECTED.label: "danger",
+    Outcome.LOST.label: "warning",
+}
+
+
+class ReadOnly:
+    def has_add_permission(self, *_: Any) -> bool:
+        return False
+
+    def has_change_permission(self, *_: Any) -> bool:
+        return False
+
+    def has_delete_permission(self, *_: Any) -> bool:
+        return False
+
+
+class CancelReasonFilter(DropdownFilter):  # type: ignore[misc] -- unfold has no types
+    title = "cancel reason"
+    parameter_name = "cancel_reason"
+
+    def lookups(self, *_: Any) -> list[tuple[int, str]]:
+        return [(reason.value, reason.label) for reason in CancelReason]
+
+    def queryset(self, _request: HttpRequest, tasks: MailTaskQuerySet) -> MailTaskQuerySet:
+        reason = self.value()
+        if not str(reason).isdigit():
+            return tasks
+        # The status is implied; said aloud it lets the planner use the index of failures.
+        return tasks.filter(status=Status.CANCELLED, cancel_reason=int(reason) % 1000)
+
+
+class AttemptInline(ReadOnly, TabularInline):  # type: ignore[misc] -- unfold has no types
+    model = Attempt
+    fields = ("number", "at", "shown_outcome", "phase", "code", "reply", "duration_ms", "worker")
+    readonly_fields = fields
+    hide_title = True
+    tab = True
+
+    @display(description="outcome", label=COLOURS)  # type: ignore[untyped-decorator]
+    def shown_outcome(self, attempt: Attempt) -> str:
+        return Outcome(attempt.outcome).label
+
+
+@admin.register(MailTask)
+class MailTaskAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] -- unfold has no types
+    list_display = (
+        "id",
+        "shown_status",
+        "recipient",
+        "shown_subject",
+        "owner",
+        "lane",
+        "tries",
+        "due_at",
+        "created_at",
+    )
+    list_select_related = ("owner",)
+    list_filter = (
+        ("status", ChoicesDropdownFilter),
+        ("lane", ChoicesDropdownFilter),
+        CancelReasonFilter,
+    )
+    list_filter_sheet = True
+    list_per_page = 50
+    list_max_show_all = 0
+    ordering = ("-id",)
+    #: A click on another column's head would sort the whole table.
+    sortable_by = ("id",)
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    paginator = BoundedPaginator
+    date_hierarchy = "created_at"
+    search_fields = ("recipient",)  # shows the box; found_by() answers it
+    search_help_text = "An id, a Message-ID, or a recipient or how it begins"
+    actions = ("retry", "cancel")
+    inlines = (AttemptInline,)
+    fieldsets = (
+        (
+            None,
+            {
+                "fields": (
+                    ("shown_status", "cancel_reason"),
+                    "last_reply",
+                    ("recipient", "sender"),
+                    "subject",
+                    ("owner", "lane"),
+                    ("tries", "on_uncertain"),
+                    "message_id",
+                )
+            },
+        ),
+        ("Text", {"fields": ("text",), "classes": ("tab",)}),
+        ("HTML", {"fields": ("html",), "classes": ("tab",)}),
+        ("Source", {"fields": ("source",), "classes": ("tab",)}),
+        (
+            "Times",
+            {
+                "fields": (
+                    ("created_at", "moved_at"),
+                    ("due_at", "scheduled_at"),
+                    ("started_at", "finished_at"),
+                    ("expires_at", "lease_until"),
+                ),
+                "classes": ("tab",),
+            },
+        ),
+    )
+
+    def get_queryset(self, _request: HttpRequest) -> QuerySet[MailTask]:
+        return ListedTasks(MailTask)
+
+    def get_search_results(
+        self, _request: HttpRequest, queryset: ListedTasks, search_term: str
+    ) -> tuple[QuerySet[MailTask], bool]:
+        return (queryset.found_by(search_term) if search_term.strip() else queryset), False
+
+    def has_operate_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("tasks.change_mailtask")
+
+    @display(description="status", label=COLOURS)  # type: ignore[untyped-decorator]
+    def shown_status(self, task: MailTask) -> str:
+        return Status(task.status).label
+
+    @display(description="subject")  # type: ignore[untyped-decorator]
+    def shown_subject(self, task: MailTask) -> str:
+        return Truncator(task.subject).chars(60)
+
+    @display(description="tries")  # type: ignore[untyped-decorator]
+    def tries(self, task: MailTask) -> str:
+        return f"{task.try_count} of {task.max_tries}"
+
+    @display(description="text")  # type: ignore[untyped-decorator]
+    def text(self, task: MailTask) -> SafeString:
+        return _shown(_body(task, "plain"))
+
+    @display(description="HTML, as written")  # type: ignore[untyped-decorator]
+    def html(self, task: MailTask) -> SafeString:
+        return _shown(_body(task, "html"))
+
+    @display(description="source, as it goes over the wire")  # type: ignore[untyped-decorator]
+    def source(self, task: MailTask) -> SafeString:
+        return _shown(_raw(task).decode("utf-8", "replace"))
+
+    @action(description="Retry: send again now, with a fresh count", permissions=["operate"])  # type: ignore[untyped-decorator]
+    def retry(self, request: HttpRequest, tasks: MailTaskQuerySet) -> None:
+        self._tell(request, "queued again", tasks.count(), submission.retry(tasks))
+
+    @action(description="Cancel what waits", permissions=["operate"])  # type: ignore[untyped-decorator]
+    def cancel(self, request: HttpRequest, tasks: MailTaskQuerySet) -> None:
+        self._tell(request, "cancelled", tasks.count(), submission.cancel(tasks))
+
+    def _tell(self, request: HttpRequest, done: str, chosen: int, changed: int) -> None:
+        text = f"{changed} of {chosen} {done}."
+        if changed < chosen:
+            text += f" {chosen - changed} could not be, in the state they are in."
+        self.message_user(request, text, messages.SUCCESS if changed == chosen else messages.WARNING)
+
+
+def _raw(task: MailTask) -> bytes:
+    """Nothing once the content has been pruned."""
+    content = getattr(task, "content", None)
+    return bytes(content.raw) if content else b""
+
+
+def _body(task: MailTask, subtype: str) -> str:
+    """Reads what tasks/message.py built."""
+    mail = message_from_bytes(_raw(task), policy=policy.default)
+    part = mail.get_body((cast("Any", subtype),))
+    return str(part.get_content()) if part else ""
+
+
+def _shown(text: str) -> SafeString:
+    shown = text.replace("\r\n", "\n")[:SHOWN] or "—"
+    return format_html('<pre class="whitespace-pre-wrap break-words font-mono text-sm">{}</pre>', shown)

@@ -1,0 +1,185 @@
+"""The shapes of tasks on the wire."""
+
+from typing import Any
+
+from django.core.exceptions import ValidationError as DjangoValidationError
+from django.core.validators import validate_email
+from django.utils import timezone
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+
+from accounts.api.serializers import Text
+from tasks import message
+from tasks.models import Attempt, MailTask
+from tasks.states import WAITING, CancelReason, Lane, OnUncertain, Outcome, Phase, Status
+from tasks.submission import NewMail
+from tasks.waiting import explain
+
+#: Characters of a text or HTML body.
+LONGEST_BODY = 2_000_000
+
+
+class Word(serializers.ChoiceField):
+    """A word on the wire for a small integer in the ledger."""
+
+    def __init__(self, choices: type[Any], **kwargs: Any) -> None:
+        self.enum = choices
+        super().__init__(choices=choices.labels, **kwargs)
+
+    def to_internal_value(self, data: Any) -> Any:
+        word = super().to_internal_value(data)
+        return next(member for member in self.enum if member.label == word)
+
+    def to_representation(self, value: Any) -> str:
+        return str(self.enum(value).label)
+
+
+class WholeNumber(serializers.IntegerField):
+    """A JSON number without a fraction; neither text nor true."""
+
+    def to_internal_value(self, data: Any) -> int:
+        if not isinstance(data, int) or isinstance(data, bool):
+            self.fail("invalid")
+        return int(super().to_internal_value(data))
+
+
+class MailAddress(Text):
+    """One address (RFC 5321, 254 characters), kept as it goes over the wire: its domain in A-labels."""
+
+    def to_internal_value(self, data: Any) -> str:
+        text = super().to_internal_value(data)
+        try:
+            message.refuse_control_characters(text)
+            address = message.wire_address(text)
+            validate_email(address)
+        except (DjangoValidationError, UnicodeError) as error:
+            raise serializers.ValidationError(
+                "Must be one e-mail address, such as jane@example.com.", code="invalid_address"
+            ) from error
+        return address
+
+
+class EnqueueSerializer(serializers.Serializer[NewMail]):
+    """A mail to be sent."""
+
+    recipient_email = MailAddress(max_length=254, help_text="one recipient")
+    subject = Text(max_length=998, trim_whitespace=False, validators=[message.refuse_control_characters])
+    body = Text(max_length=LONGEST_BODY, trim_whitespace=False, help_text="the mail as plain text")
+    html_body = Text(max_length=LONGEST_BODY, trim_whitespace=False, required=False, allow_blank=True)
+    scheduled_at = serializers.DateTimeField(
+        required=False,
+        allow_null=True,
+        help_text="not before this time; without an offset it is UTC; past means now",
+    )
+    expires_at = serializers.DateTimeField(
+        required=False, allow_null=True, help_text="not after this time: what waits then is cancelled"
+    )
+    max_tries = WholeNumber(min_value=1, max_value=20, required=False)
+    lane = Word(Lane, required=False)
+    on_uncertain = Word(
+        OnUncertain, required=False, help_text="what to do when the connection is lost after the final dot"
+    )
+
+    def validate_expires_at(self, value: Any) -> Any:
+        if value is not None and value <= timezone.now():
+            raise serializers.ValidationError("Must be in the future.", code="past")
+        return value
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        scheduled, expires = attrs.get("scheduled_at"), attrs.get("expires_at")
+        if scheduled and expires and expires <= scheduled:
+            raise serializers.ValidationError(
+                {"expires_at": "Must be after scheduled_at."}, code="before_scheduled_at"
+            )
+        return attrs
+
+    def mail(self) -> NewMail:
+        """What was asked for, once `is_valid`."""
+        asked = dict(self.validated_data)
+        return NewMail(
+            recipient=asked.pop("recipient_email"),
+            text=asked.pop("body"),
+            html=asked.pop("html_body", ""),
+            **asked,
+        )
+
+
+class AcceptedSerializer(serializers.Serializer[MailTask]):
+    task_id = serializers.IntegerField(source="pk")
+    status = Word(Status)
+
+
+class AttemptSerializer(serializers.Serializer[Attempt]):
+    number = serializers.IntegerField()
+    at = serializers.DateTimeField()
+    outcome = Word(Outcome)
+    phase = Word(Phase, allow_null=True)
+    code = serializers.IntegerField(allow_null=True, help_text="the relay's reply code (RFC 5321)")
+    reply = serializers.CharField()
+    duration_ms = serializers.IntegerField()
+    worker = serializers.CharField()
+
+
+class WaitingSerializer(serializers.Serializer[Any]):
+    reason = serializers.ChoiceField(
+        [
+            "scheduled",
+            "retry",
+            "account_paused",
+            "account_limit",
+            "domain_limit",
+            "lane_paused",
+            "backlog",
+            "uncertain",
+        ]
+    )
+    until = serializers.DateTimeField(allow_null=True)
+    detail = serializers.CharField()
+    tries_left = serializers.IntegerField()
+
+
+class TaskSerializer(AcceptedSerializer):
+    """A task as it stands in a list."""
+
+    cancel_reason = Word(CancelReason, allow_null=True)
+    recipient_email = serializers.CharField(source="recipient")
+    subject = serializers.CharField()
+    lane = Word(Lane)
+    try_count = serializers.IntegerField()
+    max_tries = serializers.IntegerField()
+    created_at = serializers.DateTimeField()
+    scheduled_at = serializers.DateTimeField(allow_null=True)
+    expires_at = serializers.DateTimeField(allow_null=True)
+    started_at = serializers.DateTimeField(allow_null=True)
+    finished_at = serializers.DateTimeField(allow_null=True)
+    next_attempt_at = serializers.SerializerMethodField()
+    waiting = serializers.SerializerMethodField()
+    last_reply = serializers.CharField(
+        help_text="the last thing a relay, or its absence, said about this mail"
+    )
+
+    @extend_schema_field(serializers.DateTimeField(allow_null=True))
+    def get_next_attempt_at(self, task: MailTask) -> Any:
+        return task.due_at.isoformat().replace("+00:00", "Z") if task.status in WAITING else None
+
+    @extend_schema_field(WaitingSerializer(allow_null=True))
+    def get_waiting(self, task: MailTask) -> Any:
+        waiting = explain(task, self.context["account"], timezone.now())
+        return None if waiting is None else WaitingSerializer(waiting).data
+
+
+class TaskDetailSerializer(TaskSerializer):
+    """Everything about a task."""
+
+    sender_email = serializers.CharField(source="sender")
+    message_id = serializers.CharField()
+    on_uncertain = Word(OnUncertain)
+    attempts = AttemptSerializer(many=True)
+
+
+class QueueFilterSerializer(serializers.Serializer[Any]):
+    """The query of a list."""
+
+    status = Word(Status, required=False)
+    lane = Word(Lane, required=False)
+    recipient = MailAddress(required=False)

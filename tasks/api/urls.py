@@ -1,0 +1,12 @@
+from django.urls import path
+
+from tasks.api import views
+
+urlpatterns = [
+    path("enqueue", views.EnqueueView.as_view()),
+    path("queue", views.QueueView.as_view()),
+    path("queue/fail", views.FailedQueueView.as_view()),
+    path("<int:pk>", views.TaskView.as_view(), name="task"),
+    path("<int:pk>/cancel", views.CancelView.as_view()),
+    path("<int:pk>/retry", views.RetryView.as_view()),
+]

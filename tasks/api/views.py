@@ -1,0 +1,150 @@
+"""Tasks over HTTP: shape in the serializer, one domain call, an answer. Every queryset begins at the owner."""
+
+from typing import Any, cast
+
+from django.db.models import QuerySet
+from django.shortcuts import get_object_or_404
+from django.urls import reverse
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiExample, OpenApiParameter, extend_schema
+from rest_framework import status
+from rest_framework.generics import ListAPIView
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from accounts.api.problems import Conflict, documented
+from accounts.models import SmtpAccount, User
+from tasks import submission
+from tasks.api.serializers import (
+    AcceptedSerializer,
+    EnqueueSerializer,
+    QueueFilterSerializer,
+    TaskDetailSerializer,
+    TaskSerializer,
+)
+from tasks.models import MailTask, MailTaskQuerySet
+
+A_MAIL = OpenApiExample(
+    "A mail",
+    {"recipient_email": "jane@example.com", "subject": "Grüße", "body": "Hello Jane,\nit works."},
+    request_only=True,
+)
+LOCATION = OpenApiParameter("Location", OpenApiTypes.URI, OpenApiParameter.HEADER, response=[202])
+
+
+def _owner(request: Request) -> User:
+    return cast(User, request.user)
+
+
+def _own_tasks(request: Request) -> MailTaskQuerySet:
+    return MailTask.objects.owned_by(_owner(request))
+
+
+def _in_full(request: Request, pk: int) -> Response:
+    task = get_object_or_404(_own_tasks(request).prefetch_related("attempts"), pk=pk)
+    account = SmtpAccount.objects.get(owner=_owner(request))
+    return Response(TaskDetailSerializer(task, context={"account": account}).data)
+
+
+class EnqueueView(APIView):
+    @extend_schema(
+        operation_id="enqueue",
+        request=EnqueueSerializer,
+        responses={202: AcceptedSerializer} | documented(400, 401, 413, 415),
+        parameters=[LOCATION],
+        examples=[A_MAIL],
+        tags=["task"],
+    )
+    def post(self, request: Request) -> Response:
+        """Hands over a mail. With the 202 it is committed, and will be sent."""
+        serializer = EnqueueSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        task = submission.submit(_owner(request), serializer.mail())
+        where = request.build_absolute_uri(reverse("task", args=[task.pk]))
+        return Response(AcceptedSerializer(task).data, status.HTTP_202_ACCEPTED, headers={"Location": where})
+
+
+class QueueView(ListAPIView[MailTask]):
+    """Your tasks, newest first."""
+
+    serializer_class = TaskSerializer
+    queryset = MailTask.objects.none()
+
+    def get_queryset(self) -> QuerySet[MailTask]:
+        asked = QueueFilterSerializer(data=self.request.query_params.dict())
+        asked.is_valid(raise_exception=True)
+        return self.listed(_own_tasks(self.request)).filter(**asked.validated_data)
+
+    def listed(self, own: MailTaskQuerySet) -> MailTaskQuerySet:
+        return own
+
+    def get_serializer_context(self) -> dict[str, Any]:
+        account = SmtpAccount.objects.get(owner=_owner(self.request))
+        return {**super().get_serializer_context(), "account": account}
+
+    @extend_schema(
+        operation_id="list_queue",
+        parameters=[QueueFilterSerializer],
+        responses={200: TaskSerializer(many=True)} | documented(400, 401),
+        tags=["task"],
+    )
+    def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """Your tasks, newest first."""
+        return super().get(request, *args, **kwargs)
+
+
+class FailedQueueView(QueueView):
+    def listed(self, own: MailTaskQuerySet) -> MailTaskQuerySet:
+        return own.failures()
+
+    @extend_schema(
+        operation_id="list_failed",
+        parameters=[QueueFilterSerializer],
+        responses={200: TaskSerializer(many=True)} | documented(400, 401),
+        tags=["task"],
+    )
+    def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """Those that failed: waiting for another try, or cancelled after failing (the dead letters)."""
+        return super().get(request, *args, **kwargs)
+
+
+class TaskView(APIView):
+    @extend_schema(
+        operation_id="get_task", responses={200: TaskDetailSerializer} | documented(401, 404), tags=["task"]
+    )
+    def get(self, request: Request, pk: int) -> Response:
+        """Everything about one task: its times, why it waits, every attempt."""
+        return _in_full(request, pk)
+
+
+class CancelView(APIView):
+    @extend_schema(
+        operation_id="cancel_task",
+        request=None,
+        responses={200: TaskDetailSerializer} | documented(401, 404, 409),
+        tags=["task"],
+    )
+    def post(self, request: Request, pk: int) -> Response:
+        """Cancels a task that still waits."""
+        if not submission.cancel(_own_tasks(request).filter(pk=pk)):
+            task = get_object_or_404(_own_tasks(request), pk=pk)
+            raise Conflict(
+                f"A task that is {task.get_status_display()} cannot be cancelled.", "not_cancellable"
+            )
+        return _in_full(request, pk)
+
+
+class RetryView(APIView):
+    @extend_schema(
+        operation_id="retry_task",
+        request=None,
+        responses={200: TaskDetailSerializer} | documented(401, 404, 409),
+        tags=["task"],
+    )
+    def post(self, request: Request, pk: int) -> Response:
+        """Sends a failed, cancelled or uncertain task again, at once and with a fresh count."""
+        if not submission.retry(_own_tasks(request).filter(pk=pk)):
+            task = get_object_or_404(_own_tasks(request), pk=pk)
+            raise Conflict(f"A task that is {task.get_status_display()} cannot be retried.", "not_retryable")
+        return _in_full(request, pk)

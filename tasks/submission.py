@@ -1,0 +1,91 @@
+"""What people do with mails: submit, cancel, retry. Ledger first, bell after the commit."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+
+from accounts.models import SmtpAccount, User
+from tasks import doorbell, ledger, message
+from tasks.models import MailContent, MailTask, MailTaskQuerySet
+from tasks.states import CancelReason, Lane, OnUncertain, Status
+
+
+@dataclass(frozen=True, slots=True)
+class NewMail:
+    """One mail as it was asked for. Times are aware; `max_tries` None means the service's."""
+
+    recipient: str
+    subject: str
+    text: str
+    html: str = ""
+    scheduled_at: datetime | None = None
+    expires_at: datetime | None = None
+    max_tries: int | None = None
+    lane: Lane = Lane.DEFAULT
+    on_uncertain: OnUncertain = OnUncertain.RETRY
+
+
+def submit(owner: User, mail: NewMail) -> MailTask:
+    """Keeps the mail and rings. When this returns, the mail is committed and will be sent."""
+    task, raw = _compose(owner, mail, SmtpAccount.objects.only("from_email").get(owner=owner))
+    with transaction.atomic():
+        task.save(force_insert=True)
+        MailContent.objects.create(task=task, raw=raw)
+    if task.status == Status.QUEUED:
+        doorbell.ring()
+    return task
+
+
+def _compose(owner: User, mail: NewMail, account: SmtpAccount) -> tuple[MailTask, bytes]:
+    """The row and the mail's bytes, nothing stored yet."""
+    now = timezone.now()
+    due_at = max(mail.scheduled_at or now, now)
+    sender, recipient = message.wire_address(account.from_email), message.wire_address(mail.recipient)
+    task = MailTask(
+        owner=owner,
+        status=Status.SCHEDULED if due_at > now else Status.QUEUED,
+        lane=mail.lane,
+        max_tries=mail.max_tries or settings.MAIL_MAX_TRIES,
+        on_uncertain=mail.on_uncertain,
+        created_at=now,
+        moved_at=now,
+        due_at=due_at,
+        scheduled_at=mail.scheduled_at,
+        expires_at=mail.expires_at,
+        sender=sender,
+        recipient=recipient,
+        subject=mail.subject,
+        message_id=message.new_message_id(sender),
+    )
+    raw = message.build(
+        sender=sender,
+        recipient=recipient,
+        subject=mail.subject,
+        text=mail.text,
+        html=mail.html,
+        message_id=task.message_id,
+        date=now,
+    )
+    return task, raw
+
+
+def cancel(tasks: MailTaskQuerySet) -> int:
+    """Cancels those that still wait; the number of them. What a worker holds is left alone."""
+    return ledger.cancel(tasks, CancelReason.USER)
+
+
+def retry(tasks: MailTaskQuerySet) -> int:
+    """Sends those again that failed, were cancelled or are uncertain, with a fresh count; the number of them."""
+    changed = ledger.requeue(tasks)
+    if changed:
+        transaction.on_commit(doorbell.ring)
+    return changed
+
+
+def cancel_what_waits(user: User, **_signal: Any) -> None:
+    """Receiver of accounts.models.account_closed, inside its transaction."""
+    ledger.cancel(MailTask.objects.owned_by(user), CancelReason.ACCOUNT_CLOSED)

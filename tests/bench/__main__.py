@@ -1,0 +1,91 @@
+"""Measures every row turn by turn and shows the medians side by side.
+
+SCALE=0.1 in the environment makes everything a tenth as large.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg
+import redis
+from rich.console import Console
+
+from tests.bench import report
+from tests.bench.ground import Ground, Row, grounded
+from tests.bench.limits import LIMITS
+from tests.bench.others import PEERS
+from tests.bench.ours import OURS, Drain
+from tests.bench.process import NotMeasuredError
+
+ROWS: list[Row] = [*LIMITS, *PEERS, *OURS]
+#: What may go wrong in one row without taking the others down.
+ROW_FAILURES = (NotMeasuredError, OSError, TimeoutError, psycopg.Error, redis.RedisError)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument(
+        "--count", type=int, help=f"mails that ours drains ({Drain.mails:,}); others in proportion"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="turns of every row; the median counts")
+    parser.add_argument(
+        "--only", action="append", choices=[row.name for row in ROWS], help="this row; repeatable"
+    )
+    default = Path("bench-results") / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
+    parser.add_argument("--json", type=Path, default=default, help="where the figures go")
+    return parser.parse_args()
+
+
+def _measure(row: Row, ground: Ground, score: report.Score, console: Console) -> None:
+    try:
+        figures = row.measure(ground)
+    except ROW_FAILURES as error:
+        score.rounds.append(None)
+        score.why = str(error) or repr(error)
+        console.print(f"  {row.title}: {score.why}", highlight=False, markup=False)
+        return
+    score.rounds.append(figures)
+    shown = ", ".join(f"{unit} {value:,.1f}" for unit, value in figures.items())
+    console.print(f"  {row.title}: {shown}", highlight=False, markup=False)
+
+
+def main() -> int:
+    asked = _arguments()
+    scale = float(os.environ.get("SCALE") or 1) * (asked.count or Drain.mails) / Drain.mails
+    rows = [row for row in ROWS if not asked.only or row.name in asked.only]
+    console = Console(stderr=True)
+    scores = {row.name: report.Score(row.name, row.title) for row in rows}
+    idle: list[float | None] = []
+    with grounded(scale) as ground:
+        machine = report.conditions(ground)
+        for turn in range(asked.rounds):
+            idle.append(report.idle_share())
+            console.print(f"round {turn + 1} of {asked.rounds}", style="bold")
+            for row in rows:
+                _measure(row, ground, scores[row.name], console)
+    report.show(scores, machine, idle)
+    report.write(asked.json, scores, machine, idle)
+    console.print(f"written to {asked.json}")
+    return 0 if all(score.rounds and any(score.rounds) for score in scores.values()) else 1
+
+
+def _end(*_signal: object) -> None:
+    """Ctrl-C or SIGTERM, once: a second one must not interrupt the ending of what was started."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, _end)
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        sys.exit(main())
+    except NotMeasuredError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,161 @@
+"""Medians, ratios and the machine's condition: as tables for people, as JSON for comparison."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.bench.ground import Figures, Ground
+
+
+@dataclass
+class Score:
+    """What became of one row over all rounds. A round without a figure is None, its reason in `why`."""
+
+    name: str
+    title: str
+    rounds: list[Figures | None] = field(default_factory=list)
+    why: str = ""
+
+    def values(self, unit: str) -> list[float]:
+        return [figures[unit] for figures in self.rounds if figures and unit in figures]
+
+    def median(self, unit: str) -> float | None:
+        values = self.values(unit)
+        return statistics.median(values) if values else None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A line of "to reach": a quotient of two rows, or a figure in milliseconds that should be small."""
+
+    title: str
+    ours: str
+    unit: str
+    gate: float
+    goal: float
+    other: str = ""
+
+    def reached(self, scores: dict[str, Score]) -> float | None:
+        """Quotients are taken round by round, then the median: what slowed a round slowed both."""
+        if not self.other:
+            return scores[self.ours].median(self.unit) if self.ours in scores else None
+        if self.ours not in scores or self.other not in scores:
+            return None
+        pairs = zip(scores[self.ours].rounds, scores[self.other].rounds, strict=True)
+        quotients = [ours[self.unit] / other[self.unit] for ours, other in pairs if ours and other]
+        return statistics.median(quotients) if quotients else None
+
+    def verdict(self, reached: float) -> str:
+        better = (lambda bound: reached >= bound) if self.other else (lambda bound: reached <= bound)
+        return "goal" if better(self.goal) else "gate" if better(self.gate) else "missed"
+
+
+TARGETS = [
+    Target("delivery / smtp-source, 10 kept sessions", "ours", "mails/s", 0.35, 0.60, "limit-kept"),
+    Target("delivery / django-post-office", "ours", "mails/s", 4.5, 8, "post-office"),
+    Target(
+        "delivery / Celery task per mail, database connections kept", "ours", "mails/s", 25, 45, "celery-kept"
+    ),
+    Target("20 mails/s: enqueue to accepted, p50 ms", "latency", "p50 ms", 8, 4),
+    Target("20 mails/s: enqueue to accepted, p95 ms", "latency", "p95 ms", 15, 6),
+]
+
+
+def idle_share(seconds: float = 0.5) -> float | None:
+    """How much of the processors nobody used just now, 0 to 1; None where /proc does not tell."""
+
+    def ticks() -> tuple[int, int]:
+        counted = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        return counted[3] + counted[4], sum(counted)
+
+    try:
+        idle, total = ticks()
+        time.sleep(seconds)
+        idle_then, total_then = ticks()
+    except OSError:
+        return None
+    return (idle_then - idle) / max(1, total_then - total)
+
+
+def conditions(ground: Ground) -> dict[str, Any]:
+    return {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processors": os.cpu_count(),
+        "machine": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+        "scale": ground.scale,
+        **ground.versions(),
+    }
+
+
+def show(scores: dict[str, Score], machine: dict[str, Any], idle: list[float | None]) -> None:
+    console = Console(width=None if os.isatty(1) else 130)
+    console.print(_rates(scores), _targets(scores))
+    known = ", ".join(f"{share:.0%}" for share in idle if share is not None)
+    console.print(" ".join(f"{name}={value}" for name, value in machine.items()), highlight=False)
+    console.print(
+        f"Processors idle before each round: {known or 'unknown'}. Sender, sink and servers shared them."
+    )
+
+
+def _rates(scores: dict[str, Score]) -> Table:
+    table = Table(title="1 KB mails, no TLS, no AUTH: medians", title_justify="left")
+    table.add_column("what")
+    for column in ("mails/s", "lowest", "highest", "of the limit", "ours is x times"):
+        table.add_column(column, justify="right")
+    table.add_column("also")
+    limit, ours = (
+        scores[name].median("mails/s") if name in scores else None for name in ("limit-kept", "ours")
+    )
+    for score in scores.values():
+        rate, values = score.median("mails/s"), score.values("mails/s")
+        cells = [f"{rate:,.0f}", f"{min(values):,.0f}", f"{max(values):,.0f}"] if rate else ["", "", ""]
+        cells.append(f"{rate / limit:.3f}" if rate and limit else "")
+        cells.append(f"{ours / rate:.2f}" if rate and ours else "")
+        table.add_row(score.title, *cells, _besides(score))
+    return table
+
+
+def _besides(score: Score) -> str:
+    units = dict.fromkeys(
+        unit for figures in score.rounds if figures for unit in figures if unit != "mails/s"
+    )
+    said = [f"{unit} {median:,.1f}" for unit in units if (median := score.median(unit)) is not None]
+    return ", ".join([*said, score.why] if score.why else said)
+
+
+def _targets(scores: dict[str, Score]) -> Table:
+    table = Table(title="To reach (medians of each round's quotient)", title_justify="left")
+    table.add_column("target")
+    for column in ("reached", "gate", "goal", ""):
+        table.add_column(column, justify="right")
+    for target in TARGETS:
+        reached = target.reached(scores)
+        shown = (f"{reached:.2f}", target.verdict(reached)) if reached is not None else ("", "not measured")
+        table.add_row(target.title, shown[0], f"{target.gate:g}", f"{target.goal:g}", shown[1])
+    return table
+
+
+def write(path: Path, scores: dict[str, Score], machine: dict[str, Any], idle: list[float | None]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"name": score.name, "title": score.title, "rounds": score.rounds, "why": score.why}
+        for score in scores.values()
+    ]
+    targets = [
+        {"title": target.title, "reached": target.reached(scores), "gate": target.gate, "goal": target.goal}
+        for target in TARGETS
+    ]
+    content = {"machine": machine, "idle_before_each_round": idle, "rows": rows, "targets": targets}
+    path.write_text(json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,97 @@
+"""Our service for one measurement: its own database, and its programs as an operator starts them."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+from cryptography.fernet import Fernet
+
+from tests.bench.ground import BODY, Ground
+from tests.bench.process import NotMeasuredError, free_port, run, running, wait_until_logged, wait_until_open
+
+BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Service:
+    """Migrated, with one user whose relay is the sink, and with `waiting` mails in the ledger."""
+
+    env: dict[str, str]
+    scratch: Path
+
+    @classmethod
+    def prepared(cls, ground: Ground, smtp_port: int, waiting: int = 0) -> "Service":
+        env = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+            "DJANGO_SETTINGS_MODULE": "config.settings",
+            "DEBUG": "false",
+            "DATABASE_URL": ground.fresh_database("bench_ours"),
+            "REDIS_URL": ground.redis_database(0),
+            "SECRET_KEY": Fernet.generate_key().decode(),
+            "JWT_SIGNING_KEY": Fernet.generate_key().decode(),
+            "CREDENTIAL_KEYS": Fernet.generate_key().decode(),
+            "SMTP_ALLOWED_NETWORKS": "127.0.0.0/8",
+            "DATA_DIR": str(ground.scratch),
+            "LOG_LEVEL": "WARNING",
+        }
+        env |= {name: os.environ[name] for name in ("WORKER_CONNECTIONS",) if name in os.environ}
+        service = cls(env, ground.scratch)
+        service.python("manage.py", "migrate", "-v0")
+        service.python("-m", "tests.bench.fill", str(smtp_port), str(waiting), given=BODY)
+        ground.settle(env["DATABASE_URL"])
+        return service
+
+    def python(self, *arguments: str, given: str = "") -> str:
+        return run([sys.executable, *arguments], env=self.env, cwd=ROOT, given=given)
+
+    @contextmanager
+    def worker(self, queue: str = "drain", concurrency: int = 2) -> Iterator[None]:
+        log = self.scratch / f"worker-{queue}.log"
+        command = [BIN / "celery", "-A", "config", "worker", "-Q", queue, "--concurrency", str(concurrency)]
+        command += ["--hostname", f"{queue}@%h", "--loglevel", "INFO"]
+        with running(command, log, env=self.env | {"LOG_LEVEL": "INFO"}, cwd=ROOT) as process:
+            wait_until_logged(" ready", process, log)
+            yield
+
+    @contextmanager
+    def whole(self) -> Iterator[int]:
+        """Web, both workers and beat, as `make run` has them; the port of the web server."""
+        port, log = free_port(), self.scratch / "web.log"
+        web = [BIN / "granian", "--interface", "wsgi", "--host", "127.0.0.1", "--port", str(port)]
+        web += ["--workers", "2", "--blocking-threads", "1", "config.wsgi:application"]
+        beat = [BIN / "celery", "-A", "config", "beat", "--pidfile="]
+        with ExitStack() as stack:
+            process = stack.enter_context(running(web, log, env=self.env, cwd=ROOT))
+            stack.enter_context(self.worker())
+            stack.enter_context(self.worker("upkeep", 1))
+            stack.enter_context(running(beat, self.scratch / "beat.log", env=self.env, cwd=ROOT))
+            wait_until_open(port, process, log)
+            yield port
+
+    def ring(self) -> None:
+        self.python("-c", "import django; django.setup(); from tasks import doorbell; assert doorbell.ring()")
+
+    def first_claim(self) -> float:
+        """Seconds since the epoch, by the database's clock."""
+        return self._number("SELECT extract(epoch FROM min(started_at)) FROM tasks_mailtask")
+
+    def expect_successes(self, mails: int, patience: float = 30) -> None:
+        """The ledger must come to say what the sink said; a figure without it would be no delivery."""
+        deadline = time.monotonic() + patience
+        while (successes := self._number("SELECT count(*) FROM tasks_mailtask WHERE status = 2")) != mails:
+            if time.monotonic() > deadline:
+                raise NotMeasuredError(f"the sink accepted {mails} mails, the ledger says {successes:.0f}")
+            time.sleep(0.1)
+
+    def _number(self, query: str) -> float:
+        with psycopg.connect(self.env["DATABASE_URL"]) as database:
+            row = database.execute(query.encode()).fetchone()
+        return float(row[0]) if row and row[0] is not None else 0.0

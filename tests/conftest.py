@@ -1,0 +1,38 @@
+"""Starts PostgreSQL and Redis for the whole run, before Django's settings are read.
+
+With DATABASE_URL and REDIS_URL set, those are used. Under pytest-xdist the controller starts them, and each
+worker inherits the environment, with a database of its own (pytest-django) and a Redis database of its own.
+"""
+
+import os
+from contextlib import ExitStack
+from urllib.parse import urlsplit
+
+import django
+import pytest
+
+from mailqueue.embedded.services import services
+
+_running = ExitStack()
+
+
+def _enter_environment() -> None:
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker:
+        own = urlsplit(os.environ["REDIS_URL"])._replace(path=f"/{int(worker.removeprefix('gw')) + 1}")
+        os.environ["REDIS_URL"] = own.geturl()
+    else:
+        os.environ.update(_running.enter_context(services(temporary=True)))
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
+
+
+_enter_environment()
+
+
+def pytest_configure() -> None:
+    django.setup()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    _running.close()
