@@ -11,7 +11,7 @@ from typing import Any
 import dj_database_url
 from cryptography.fernet import Fernet
 from environs import EnvValidationError, FileAwareEnv
-from marshmallow import validate
+from marshmallow import ValidationError, validate
 
 type_networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
 
@@ -55,12 +55,20 @@ class Environment:
 
 def _networks(value: str) -> type_networks:
     """CIDRs, comma separated."""
-    return tuple(ipaddress.ip_network(part.strip()) for part in value.split(",") if part.strip())
+    try:
+        return tuple(ipaddress.ip_network(part.strip()) for part in value.split(",") if part.strip())
+    except ValueError as error:
+        raise ValidationError(f"{error}.") from error
 
 
 def _fernet_keys(keys: list[str]) -> None:
-    for key in keys:
-        Fernet(key)
+    if not keys:
+        raise ValidationError("Needs one key at least.")
+    for number, key in enumerate(keys, 1):
+        try:
+            Fernet(key)
+        except ValueError as error:  # which shows nothing of the key, nor do we
+            raise ValidationError(f"Key {number} is not a Fernet key.") from error
 
 
 def read() -> Environment:
@@ -118,9 +126,8 @@ def read() -> Environment:
     try:
         env.seal()
     except EnvValidationError as error:
-        complaints = "; ".join(
-            f"{name}: {' '.join(map(str, why))}" for name, why in error.error_messages.items()
-        )
+        why_by_name: dict[str, list[str]] = dict(error.error_messages)  # type: ignore[arg-type]
+        complaints = "; ".join(f"{name}: {' '.join(map(str, why))}" for name, why in why_by_name.items())
         raise BadEnvironmentError(f"The environment is not usable. {complaints}") from error
     try:
         found["database"] = dj_database_url.parse(found["database"])

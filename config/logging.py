@@ -60,11 +60,7 @@ class RequestIdMiddleware:
 
 
 class SharedRotatingFileHandler(logging.handlers.RotatingFileHandler):
-    """A rotating file that several processes write to: each follows when another has rotated it."""
-
-    def shouldRollover(self, record: logging.LogRecord) -> bool:  # noqa: N802 -- the library's name
-        self._follow()
-        return bool(super().shouldRollover(record))
+    """A rotating file that several processes write to: one rotates a full one, the others follow."""
 
     def doRollover(self) -> None:  # noqa: N802 -- the library's name
         with Path(f"{self.baseFilename}.lock").open("w", encoding="ascii") as lock:
@@ -149,6 +145,9 @@ def dict_config(*, debug: bool, level: str, file: str) -> dict[str, Any]:
             "django.server": {"level": level, "handlers": [], "propagate": True},
             # Each request already has its line; only what raised has more to say.
             "django.request": {"level": "ERROR"},
+            # Jobs say what they did; Celery's own two lines would come for each tick, once a second.
+            "celery.worker.strategy": {"level": "WARNING"},
+            "celery.app.trace": {"level": "WARNING"},
         },
     }
 

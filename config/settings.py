@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import django_stubs_ext
+from django.templatetags.static import static
+from django.urls import reverse_lazy
 
 from config import env as environment
 from config.logging import dict_config
@@ -24,6 +26,7 @@ WSGI_APPLICATION = "config.wsgi.application"
 
 INSTALLED_APPS = [
     "unfold",
+    "unfold.contrib.filters",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -127,13 +130,13 @@ APPEND_SLASH = True
 # Contract addresses of the API have no trailing slash; the admin's do.
 
 STATIC_URL = "/static/"
-STATIC_ROOT = BASE_DIR / ".local" / "static"
 # Served from the packages themselves: no collectstatic step to forget.
 WHITENOISE_USE_FINDERS = True
 
 USE_TZ = True
 TIME_ZONE = "UTC"
 LANGUAGE_CODE = "en-gb"
+FORMAT_MODULE_PATH = "config.formats"
 
 if not DEBUG:
     SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
@@ -145,7 +148,70 @@ SECURE_REDIRECT_EXEMPT = [r"^healthz?/"]
 # TLS ends at the ingress, which redirects; probes and neighbours inside the cluster speak plain HTTP.
 SILENCED_SYSTEM_CHECKS = ["security.W008"]
 
-UNFOLD = {"SITE_TITLE": "mailqueue", "SITE_HEADER": "mailqueue", "SITE_SYMBOL": "mail"}
+
+# The admin ------------------------------------------------------------------------------------------
+def _page(title: str, icon: str, link: Any) -> dict[str, Any]:
+    return {"title": title, "icon": icon, "link": link}
+
+
+_SANDBOX = [_page("Sandbox inbox", "inbox", "/sandbox/")] if DEBUG else []
+_FLOWER = [_page("Flower", "monitoring", f"http://localhost:{ENV.flower_port}")] if DEBUG else []
+UNFOLD = {
+    "SITE_TITLE": "mailqueue",
+    "SITE_HEADER": "mailqueue",
+    "SITE_SYMBOL": "mail",
+    "SITE_FAVICONS": [
+        {"rel": "icon", "type": "image/svg+xml", "href": lambda _request: static("sandbox/icon.svg")},
+    ],
+    "SITE_URL": None,
+    "COLORS": {
+        "primary": {
+            "50": "#f0fdfa",
+            "100": "#ccfbf1",
+            "200": "#99f6e4",
+            "300": "#5eead4",
+            "400": "#2dd4bf",
+            "500": "#14b8a6",
+            "600": "#0f766e",
+            "700": "#115e59",
+            "800": "#134e4a",
+            "900": "#103f3c",
+            "950": "#042f2e",
+        }
+    },
+    "SIDEBAR": {
+        "navigation": [
+            {
+                "title": "Mail",
+                "items": [
+                    _page("Mail tasks", "outgoing_mail", reverse_lazy("admin:tasks_mailtask_changelist")),
+                    _page("Users", "group", reverse_lazy("admin:accounts_user_changelist")),
+                    _page("SMTP accounts", "dns", reverse_lazy("admin:accounts_smtpaccount_changelist")),
+                ],
+            },
+            {
+                "title": "Machine",
+                "items": [
+                    _page(
+                        "Periodic tasks",
+                        "schedule",
+                        reverse_lazy("admin:django_celery_beat_periodictask_changelist"),
+                    ),
+                    _page(
+                        "Results",
+                        "task_alt",
+                        reverse_lazy("admin:django_celery_results_taskresult_changelist"),
+                    ),
+                    *_FLOWER,
+                ],
+            },
+            {
+                "title": "To try it out",
+                "items": [*_SANDBOX, _page("API docs", "api", reverse_lazy("docs"))],
+            },
+        ],
+    },
+}
 
 # Mail -----------------------------------------------------------------------------------------------
 DEFAULT_SMTP_URL = ENV.default_smtp_url

@@ -1,5 +1,6 @@
 """Celery's entry points, a few lines each. What happens to a mail is decided on its row, not here."""
 
+import logging
 import os
 import socket
 from dataclasses import asdict
@@ -13,6 +14,8 @@ from django.db import InterfaceError, OperationalError
 from mailqueue import upkeep
 from mailqueue.delivery.courier import Courier
 from tasks import doorbell
+
+logger = logging.getLogger(__name__)
 
 #: A drain hands over after this (seconds): rollouts and Flower see short, steady jobs.
 SLICE_SECONDS = 5.0
@@ -59,8 +62,11 @@ def prune() -> dict[str, int]:
 
 
 def _keep_if(task: "Task[Any, Any]", result: dict[str, int], *, worth: bool) -> dict[str, int]:
-    """A tick that found nothing to do leaves no row in django-celery-results: there are 86,400 a day."""
+    """A tick that found nothing to do leaves no row in django-celery-results and no line in the log: there
+    are 86,400 a day."""
     task.request.ignore_result = not worth
+    if worth:
+        logger.info(task.name, extra=result)
     return result
 
 

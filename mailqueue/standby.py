@@ -30,7 +30,7 @@ def broker_answers() -> bool:
         return False
 
 
-class StandbyStep(bootsteps.StartStopStep):  # type: ignore[misc]  # untyped in celery-types
+class StandbyStep(bootsteps.StartStopStep):
     """Runs in the worker's main process, beside the pool and independent of the consumer, which has no broker."""
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:

@@ -6,15 +6,16 @@ from typing import Any, cast
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.utils.formats import date_format
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.text import Truncator
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.contrib.filters.admin import ChoicesDropdownFilter, DropdownFilter
-from unfold.decorators import action, display
+from unfold.utils import display_for_label
 
 from tasks import submission
-from tasks.admin_queries import BoundedPaginator, ListedTasks
+from tasks.admin_queries import BoundedPaginator, ListedTasks, TaskChangeList
 from tasks.models import Attempt, MailTask, MailTaskQuerySet
 from tasks.states import CancelReason, Outcome, Status
 
@@ -47,7 +48,7 @@ class ReadOnly:
         return False
 
 
-class CancelReasonFilter(DropdownFilter):  # type: ignore[misc] -- unfold has no types
+class CancelReasonFilter(DropdownFilter):
     title = "cancel reason"
     parameter_name = "cancel_reason"
 
@@ -62,31 +63,21 @@ class CancelReasonFilter(DropdownFilter):  # type: ignore[misc] -- unfold has no
         return tasks.filter(status=Status.CANCELLED, cancel_reason=int(reason) % 1000)
 
 
-class AttemptInline(ReadOnly, TabularInline):  # type: ignore[misc] -- unfold has no types
+class AttemptInline(ReadOnly, TabularInline):
     model = Attempt
     fields = ("number", "at", "shown_outcome", "phase", "code", "reply", "duration_ms", "worker")
     readonly_fields = fields
     hide_title = True
     tab = True
 
-    @display(description="outcome", label=COLOURS)  # type: ignore[untyped-decorator]
-    def shown_outcome(self, attempt: Attempt) -> str:
-        return Outcome(attempt.outcome).label
+    @admin.display(description="outcome")
+    def shown_outcome(self, attempt: Attempt) -> SafeString:
+        return _label(Outcome(attempt.outcome))
 
 
 @admin.register(MailTask)
-class MailTaskAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] -- unfold has no types
-    list_display = (
-        "id",
-        "shown_status",
-        "recipient",
-        "shown_subject",
-        "owner",
-        "lane",
-        "tries",
-        "due_at",
-        "created_at",
-    )
+class MailTaskAdmin(ReadOnly, ModelAdmin):
+    list_display = ("id", "shown_status", "mail", "owner", "lane", "tries", "due", "created")
     list_select_related = ("owner",)
     list_filter = (
         ("status", ChoicesDropdownFilter),
@@ -96,7 +87,6 @@ class MailTaskAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] -- unfold has n
     list_filter_sheet = True
     list_per_page = 50
     list_max_show_all = 0
-    ordering = ("-id",)
     #: A click on another column's head would sort the whole table.
     sortable_by = ("id",)
     show_full_result_count = False
@@ -104,7 +94,7 @@ class MailTaskAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] -- unfold has n
     paginator = BoundedPaginator
     date_hierarchy = "created_at"
     search_fields = ("recipient",)  # shows the box; found_by() answers it
-    search_help_text = "An id, a Message-ID, or a recipient or how it begins"
+    search_help_text = "Id, Message-ID or start of recipient"
     actions = ("retry", "cancel")
     inlines = (AttemptInline,)
     fieldsets = (
@@ -118,7 +108,7 @@ class MailTaskAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] -- unfold has n
                     "subject",
                     ("owner", "lane"),
                     ("tries", "on_uncertain"),
-                    "message_id",
+                    "shown_message_id",
                 )
             },
         ),
@@ -142,6 +132,13 @@ class MailTaskAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] -- unfold has n
     def get_queryset(self, _request: HttpRequest) -> QuerySet[MailTask]:
         return ListedTasks(MailTask)
 
+    def get_changelist(self, _request: HttpRequest, **_: Any) -> type[TaskChangeList]:
+        return TaskChangeList
+
+    def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
+        """Ids follow time; but to a day long past only task_created leads without passing all that came since."""
+        return ("-created_at", "-id") if "created_at__year" in request.GET else ("-id",)
+
     def get_search_results(
         self, _request: HttpRequest, queryset: ListedTasks, search_term: str
     ) -> tuple[QuerySet[MailTask], bool]:
@@ -150,35 +147,49 @@ class MailTaskAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] -- unfold has n
     def has_operate_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("tasks.change_mailtask")
 
-    @display(description="status", label=COLOURS)  # type: ignore[untyped-decorator]
-    def shown_status(self, task: MailTask) -> str:
-        return Status(task.status).label
+    @admin.display(description="status")
+    def shown_status(self, task: MailTask) -> SafeString:
+        return _label(Status(task.status))
 
-    @display(description="subject")  # type: ignore[untyped-decorator]
-    def shown_subject(self, task: MailTask) -> str:
-        return Truncator(task.subject).chars(60)
+    @admin.display(description="recipient and subject")
+    def mail(self, task: MailTask) -> SafeString:
+        return format_html(
+            '<span class="text-important">{}</span><br>{}', task.recipient, Truncator(task.subject).chars(60)
+        )
 
-    @display(description="tries")  # type: ignore[untyped-decorator]
-    def tries(self, task: MailTask) -> str:
-        return f"{task.try_count} of {task.max_tries}"
+    @admin.display(description="tries")
+    def tries(self, task: MailTask) -> SafeString:
+        return _in_a_line(f"{task.try_count} of {task.max_tries}")
 
-    @display(description="text")  # type: ignore[untyped-decorator]
+    @admin.display(description="due")
+    def due(self, task: MailTask) -> SafeString:
+        return _in_a_line(date_format(task.due_at, "SHORT_DATETIME_FORMAT"))
+
+    @admin.display(description="created")
+    def created(self, task: MailTask) -> SafeString:
+        return _in_a_line(date_format(task.created_at, "SHORT_DATETIME_FORMAT"))
+
+    @admin.display(description="Message-ID")
+    def shown_message_id(self, task: MailTask) -> SafeString:
+        return format_html('<span class="break-all">{}</span>', task.message_id)
+
+    @admin.display(description="text")
     def text(self, task: MailTask) -> SafeString:
         return _shown(_body(task, "plain"))
 
-    @display(description="HTML, as written")  # type: ignore[untyped-decorator]
+    @admin.display(description="HTML, as written")
     def html(self, task: MailTask) -> SafeString:
         return _shown(_body(task, "html"))
 
-    @display(description="source, as it goes over the wire")  # type: ignore[untyped-decorator]
+    @admin.display(description="source, as it goes over the wire")
     def source(self, task: MailTask) -> SafeString:
         return _shown(_raw(task).decode("utf-8", "replace"))
 
-    @action(description="Retry: send again now, with a fresh count", permissions=["operate"])  # type: ignore[untyped-decorator]
+    @admin.action(description="Retry: send again now, with a fresh count", permissions=["operate"])
     def retry(self, request: HttpRequest, tasks: MailTaskQuerySet) -> None:
         self._tell(request, "queued again", tasks.count(), submission.retry(tasks))
 
-    @action(description="Cancel what waits", permissions=["operate"])  # type: ignore[untyped-decorator]
+    @admin.action(description="Cancel what waits", permissions=["operate"])
     def cancel(self, request: HttpRequest, tasks: MailTaskQuerySet) -> None:
         self._tell(request, "cancelled", tasks.count(), submission.cancel(tasks))
 
@@ -187,6 +198,14 @@ class MailTaskAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc] -- unfold has n
         if changed < chosen:
             text += f" {chosen - changed} could not be, in the state they are in."
         self.message_user(request, text, messages.SUCCESS if changed == chosen else messages.WARNING)
+
+
+def _label(choice: Status | Outcome) -> SafeString:
+    return SafeString(display_for_label(choice.label, "", COLOURS))
+
+
+def _in_a_line(text: str) -> SafeString:
+    return format_html('<span class="whitespace-nowrap">{}</span>', text)
 
 
 def _raw(task: MailTask) -> bytes:
@@ -204,4 +223,4 @@ def _body(task: MailTask, subtype: str) -> str:
 
 def _shown(text: str) -> SafeString:
     shown = text.replace("\r\n", "\n")[:SHOWN] or "—"
-    return format_html('<pre class="whitespace-pre-wrap break-words font-mono text-sm">{}</pre>', shown)
+    return format_html('<pre class="whitespace-pre-wrap break-all font-mono text-sm">{}</pre>', shown)

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import connection, transaction
-from django.db.models import Case, F, Value, When
+from django.db.models import Case, DateTimeField, DurationField, ExpressionWrapper, F, Value, When
 from django.db.models.functions import Now
 
 from tasks.models import Attempt, MailTask, MailTaskQuerySet
@@ -36,7 +36,7 @@ _WAITING = f"status IN ({Status.QUEUED:d}, {Status.FAILED:d}, {Status.SCHEDULED:
 
 # Owners that have mail in a lane, found by skipping through the index task_claim from one owner to the
 # next (a loose index scan), so a million rows of one owner cost one step. Paused accounts are left out;
-# one whose pause is over may send a single probe.
+# one whose pause is over may send a single probe, and the next when that one has come back.
 _TURNS = f"""
 WITH RECURSIVE lane(lane, quota) AS (SELECT * FROM unnest(%(lanes)s::smallint[], %(quotas)s::int[])),
 step(lane, quota, owner_id) AS (
@@ -49,13 +49,15 @@ step(lane, quota, owner_id) AS (
         WHERE {_WAITING} AND t.lane = step.lane AND t.owner_id > step.owner_id ORDER BY owner_id LIMIT 1) next
 ),
 turn AS MATERIALIZED (
-    SELECT step.lane, step.quota, step.owner_id,
+    SELECT step.lane, step.quota, step.owner_id, account.paused_until IS NOT NULL AS is_probe,
            CASE WHEN account.paused_until IS NOT NULL THEN 1
                 ELSE coalesce(held.room, %(room)s) END AS room
     FROM step
     JOIN accounts_smtpaccount account ON account.owner_id = step.owner_id
     LEFT JOIN unnest(%(owners)s::bigint[], %(rooms)s::int[]) held(owner_id, room) ON held.owner_id = step.owner_id
-    WHERE (account.paused_until IS NULL OR account.paused_until <= now())
+    WHERE (account.paused_until IS NULL OR account.paused_until <= now() AND NOT EXISTS (
+               SELECT 1 FROM tasks_mailtask t
+               WHERE t.status = {Status.PROCESSING:d} AND t.owner_id = step.owner_id))
       AND coalesce(held.room, %(room)s) > 0
       AND EXISTS (SELECT 1 FROM tasks_mailtask t WHERE {_WAITING} AND t.lane = step.lane
                   AND t.owner_id = step.owner_id AND t.due_at <= now())
@@ -65,7 +67,11 @@ turn AS MATERIALIZED (
 
 _CLAIM = f"""
 {_TURNS},
-share AS (SELECT *, ceil(quota::numeric / count(*) OVER (PARTITION BY lane))::int AS fair FROM turn),
+once AS (SELECT *, row_number() OVER (PARTITION BY owner_id ORDER BY lane) AS nth FROM turn),
+share AS (
+    SELECT *, ceil(quota::numeric / count(*) OVER (PARTITION BY lane))::int AS fair
+    FROM once WHERE nth = 1 OR NOT is_probe
+),
 picked AS MATERIALIZED (
     SELECT mail.id, mail.quota FROM share CROSS JOIN LATERAL (
         SELECT t.id, share.quota FROM tasks_mailtask t
@@ -79,7 +85,7 @@ SET status = {Status.PROCESSING:d}, try_count = try_count + 1, claim_token = %(t
     started_at = coalesce(started_at, now()), lease_until = now() + make_interval(secs => %(lease)s)
 FROM picked WHERE t.id = picked.id
 RETURNING t.id, t.owner_id, t.claim_token, t.lane, t.try_count, t.max_tries, t.on_uncertain, t.expires_at,
-          t.sender, t.recipient, (SELECT raw FROM tasks_mailcontent c WHERE c.task_id = t.id)
+          t.sender, t.recipient, coalesce((SELECT raw FROM tasks_mailcontent c WHERE c.task_id = t.id), '')
 """
 
 _SETTLE = f"""
@@ -93,6 +99,7 @@ moved AS (
     UPDATE tasks_mailtask t
     SET status = v.status, try_count = t.try_count - v.returned, cancel_reason = v.reason,
         due_at = CASE WHEN v.wait IS NULL THEN t.due_at ELSE now() + make_interval(secs => v.wait) END,
+        started_at = CASE WHEN t.try_count > v.returned THEN t.started_at END,
         finished_at = CASE WHEN v.status IN ({Status.SUCCESS:d}, {Status.CANCELLED:d}) THEN now() END,
         last_reply = v.reply, lease_until = NULL, claim_token = NULL, moved_at = now()
     FROM verdict v WHERE t.id = v.id AND t.claim_token = v.token AND t.status = {Status.PROCESSING:d}
@@ -169,7 +176,7 @@ def claim(
                     "token": token,
                 },
             )
-            found = [Claimed(*row[:-1], raw=bytes(row[-1] or b"")) for row in cursor.fetchall()]
+            found = [Claimed(*row) for row in cursor.fetchall()]
             claimed += found
             # Lanes that filled their share may have more; the others were asked and are empty.
             lanes = [lane for lane in quotas if sum(mail.lane == lane for mail in found) >= quotas[lane]]
@@ -279,12 +286,11 @@ def rescue(limit: int = 1000) -> int:
     )
 
 
-def _after_deaths() -> Any:
+def _after_deaths() -> Case:
     """Now, and for a mail that was in dying workers' hands again and again a minute more for each time."""
-    return Case(
-        When(lost_count__gte=DEATHS_BEFORE_DELAY, then=Now() + F("lost_count") * Value(timedelta(minutes=1))),
-        default=Now(),
-    )
+    delay = ExpressionWrapper(F("lost_count") * timedelta(minutes=1), DurationField())
+    later = ExpressionWrapper(Now() + delay, DateTimeField())
+    return Case(When(lost_count__gte=DEATHS_BEFORE_DELAY, then=later), default=Now())
 
 
 def expire(limit: int = 1000) -> int:

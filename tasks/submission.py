@@ -29,9 +29,16 @@ class NewMail:
     on_uncertain: OnUncertain = OnUncertain.RETRY
 
 
+class AccountClosedError(Exception):
+    """The owner's account was closed while its token was still taken."""
+
+
 def submit(owner: User, mail: NewMail) -> MailTask:
     """Keeps the mail and rings. When this returns, the mail is committed and will be sent."""
-    task, raw = _compose(owner, mail, SmtpAccount.objects.only("from_email").get(owner=owner))
+    account = SmtpAccount.objects.only("from_email").filter(owner=owner, owner__is_active=True).first()
+    if account is None:
+        raise AccountClosedError
+    task, raw = _compose(owner, mail, account)
     with transaction.atomic():
         task.save(force_insert=True)
         MailContent.objects.create(task=task, raw=raw)

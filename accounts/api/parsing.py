@@ -28,7 +28,7 @@ class BoundedJSONParser(BaseParser):
     def parse(
         self,
         stream: IO[Any],
-        media_type: str | None = None,  # noqa: ARG002 -- DRF's signature
+        media_type: str | None = None,
         parser_context: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         declared = (parser_context or {})["request"].META.get("CONTENT_LENGTH") or 0

@@ -33,11 +33,11 @@ class Conflict(exceptions.APIException):
 
 
 class ServiceUnavailable(exceptions.APIException):
-    """The database does not answer; nothing was stored. `wait` becomes Retry-After, in seconds."""
+    """The database does not answer. `wait` becomes Retry-After, in seconds."""
 
     status_code = 503
     default_code = "unavailable"
-    default_detail = "The database does not answer just now. Nothing was stored; try again in a moment."
+    default_detail = "The database does not answer just now; try again in a moment."
     wait = 5
 
 
@@ -99,7 +99,7 @@ class ProblemHandler(ExceptionHandler):
             return ServiceUnavailable()
         return super().convert_known_exceptions(exc)
 
-    def should_not_handle(self, exc: Exception) -> bool:  # noqa: ARG002 -- the library's signature
+    def should_not_handle(self, exc: Exception) -> bool:
         # Django's debug page would answer with a traceback and the request's body in it.
         return False
 

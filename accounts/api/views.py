@@ -60,7 +60,7 @@ class OpenView(APIView):
     authentication_classes = []
     permission_classes = [AllowAny]
 
-    def get_authenticate_header(self, request: Request) -> str:  # noqa: ARG002 -- DRF's signature
+    def get_authenticate_header(self, request: Request) -> str:
         return CHALLENGE
 
 

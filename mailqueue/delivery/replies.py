@@ -12,6 +12,8 @@ from tasks.states import Phase
 
 #: A greylisting relay is not asked again before this (seconds).
 GREYLIST_WAIT = 300
+#: A relay's word is untrusted: it may put a mail off for a day and no longer (seconds).
+LONGEST_ASKED_WAIT = 86_400
 #: Tries for a mailbox that is full.
 FULL_MAILBOX_TRIES = 3
 _TRY_AGAIN = re.compile(r"try (?:again|later) in (\d{1,6}) ?(second|minute|hour|s\b|m\b|h\b)", re.IGNORECASE)
@@ -53,6 +55,8 @@ _OF_THE_ACCOUNT = {
     Fault.NO_AUTH,
     Fault.UNREADABLE_PASSWORD,
 }
+#: These say whom it is about by themselves.
+_OF_THE_ACCOUNT_BY_CODE = {421, 432, 454, 530, 534, 535, 538}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,8 @@ type_rule = tuple[Callable[[int, str, Answer], bool], Verdict]
 RULES: list[type_rule] = [
     (lambda code, _e, a: a.phase == Phase.REPLY and 200 <= code < 300, _ACCEPTED),
     (lambda code, _e, _a: code in (530, 534, 535, 538), _ACCOUNT),
-    (lambda code, _e, a: a.phase == Phase.AUTH and 500 <= code < 600, _ACCOUNT),
+    # Refused before a mail was named, so it is not about the mail.
+    (lambda code, _e, a: a.phase <= Phase.AUTH and 500 <= code < 600, _ACCOUNT),
     (lambda code, e, _a: code in (432, 454) and e in ("4.7.0", ""), _THROTTLED),
     (lambda code, _e, a: code in (432, 454) or (code == 421 and bool(_RATE.search(a.text))), _THROTTLED),
     (
@@ -129,13 +134,21 @@ def read(answer: Answer) -> Verdict:
     """The verdict on one transaction."""
     if answer.fault is not None:
         return _read_fault(answer.phase, answer.fault)
-    code = answer.code or 0
+    code = _code(answer)
     verdict = next((verdict for applies, verdict in RULES if applies(code, answer.enhanced, answer)), None)
     if verdict is None:  # a reply that fits no phase, such as 354 where 250 belongs
         return _UNCERTAIN if answer.phase == Phase.REPLY else _TEMPORARY
     if verdict.meaning is Meaning.TEMPORARY and (asked := _asked_wait(answer.text)):
         return Verdict(Meaning.TEMPORARY, max(verdict.least_wait, asked + 10), verdict.most_tries)
     return verdict
+
+
+def _code(answer: Answer) -> int:
+    """The reply code, of the enhanced code's class where the two disagree on temporary or permanent."""
+    code, enhanced = answer.code or 0, answer.enhanced
+    if code in _OF_THE_ACCOUNT_BY_CODE or not 400 <= code < 600 or enhanced[:1] not in ("4", "5"):
+        return code
+    return int(enhanced[0]) * 100 + code % 100
 
 
 def _read_fault(phase: Phase, fault: Fault) -> Verdict:
@@ -147,6 +160,6 @@ def _read_fault(phase: Phase, fault: Fault) -> Verdict:
 
 
 def _asked_wait(text: str) -> int:
-    """Seconds the relay asked for; 0 if it did not."""
+    """Seconds the relay asked for, a day at most; 0 if it did not."""
     found = _TRY_AGAIN.search(text)
-    return int(found.group(1)) * _UNITS[found.group(2)[0].lower()] if found else 0
+    return min(int(found.group(1)) * _UNITS[found.group(2)[0].lower()], LONGEST_ASKED_WAIT) if found else 0

@@ -100,5 +100,9 @@ def publish(data: Path, env: dict[str, str]) -> None:
 
 
 def published(data: Path) -> dict[str, str]:
-    found: dict[str, str] = json.loads((data / "services.json").read_text())
-    return found
+    """What the user has set wins here too."""
+    try:
+        found: dict[str, str] = json.loads((data / "services.json").read_text())
+    except FileNotFoundError:
+        raise CannotStartError(f"The stack on {data} is just starting or stopping; try again.") from None
+    return {name: address for name, address in found.items() if not given(name)}

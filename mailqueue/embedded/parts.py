@@ -40,7 +40,7 @@ def all_parts(env: Mapping[str, str], flower_login: str) -> list[Part]:
     python, port = sys.executable, env["PORT"]
     # Only the web: elsewhere Django would keep every query that it has made.
     quiet = _with_debug(env, "false")
-    celery = (python, "-m", "celery", "-q", "-A", "config")
+    celery = (python, "-m", "celery", "--quiet", "-A", "config")
     # Nobody votes and nobody needs to hear of the others, so workers start a second sooner.
     worker = (
         *celery,
@@ -71,7 +71,8 @@ def all_parts(env: Mapping[str, str], flower_login: str) -> list[Part]:
             quiet,
             greeting="ready.",
         ),
-        Part("beat", (*celery, "beat", "--pidfile="), quiet, greeting="Starting..."),
+        # Not quiet: its banner, whatever the log level, is all it says.
+        Part("beat", (python, "-m", "celery", "-A", "config", "beat", "--pidfile="), quiet, greeting="LocalTime ->"),
         Part(
             "flower",
             (*celery, "flower", "--address=127.0.0.1", f"--port={env['FLOWER_PORT']}"),

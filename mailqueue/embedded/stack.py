@@ -48,10 +48,12 @@ def _run_alone(data: Path) -> int:
     env = environment.complete(data)
     for process in end_leftovers(data):
         sys.stderr.write(f"left over from an earlier run, ended: {process}\n")
-    taken = [f"Port {env[name]} is taken ({name})." for name in PORTS if not _is_free(int(env[name]))]
+    taken = [name for name in PORTS if not _is_free(int(env[name]))]
+    for name in taken:
+        sys.stderr.write(f"Port {env[name]} is taken ({name}).\n")
     if taken:
-        advice = f"Stop what uses it, or choose another: make run {taken[0].split('(')[1][:-2]}=..."
-        sys.stderr.write(" ".join([*taken, advice]) + "\n")
+        other = " ".join(f"{name}={int(env[name]) + 1}" for name in taken)
+        sys.stderr.write(f"Stop what uses it, or choose another: make run {other}\n")
         return 1
     return asyncio.run(Stack(data, env).run())
 

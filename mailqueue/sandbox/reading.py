@@ -3,12 +3,14 @@
 import base64
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from email import message_from_bytes, policy
 from email.errors import MessageError
 from email.message import Message
 from functools import cached_property
 from html.parser import HTMLParser
+from mimetypes import guess_extension
 
 #: What email and codecs are known to raise on broken input; the parser promises defects, not silence.
 GARBAGE = (MessageError, LookupError, ValueError, TypeError, AttributeError, AssertionError, RecursionError)
@@ -16,6 +18,7 @@ GARBAGE = (MessageError, LookupError, ValueError, TypeError, AttributeError, Ass
 _SUBJECT = re.compile(rb"^subject:[ \t]*(.*(?:\r?\n[ \t].*)*)", re.IGNORECASE | re.MULTILINE)
 _HEADERS_END = re.compile(rb"\r?\n\r?\n")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+", re.ASCII)
 _CID = re.compile(r"cid:([^\"'\s)>]+)", re.IGNORECASE)
 _LINK = re.compile(r"https?://[^\s<>\"']{1,2000}")
 MAX_LINKS = 50
@@ -33,10 +36,8 @@ def subject_of(raw: bytes) -> str:
     found = _SUBJECT.search(raw, 0, end.start() if end else len(raw))
     value = " ".join(found[1].decode("utf-8", "replace").split()) if found else ""
     if "=?" in value:
-        try:
+        with suppress(*GARBAGE):  # an encoded word too broken to decode is shown as it came
             value = str(policy.default.header_factory("Subject", value))
-        except GARBAGE:
-            pass  # an encoded word too broken to decode is shown as it came
     return printable(value)
 
 
@@ -66,7 +67,7 @@ class Reading:
 
     @cached_property
     def headers(self) -> list[tuple[str, str]]:
-        return [(printable(name), _decoded(name, str(value))) for name, value in self._message.raw_items()]
+        return [(printable(name), _decoded(str(value))) for name, value in self._message.raw_items()]
 
     @cached_property
     def text(self) -> str | None:
@@ -107,10 +108,8 @@ class Reading:
         """Where the mail wants its reader to go, for the frame lets nobody click."""
         collector = _Links()
         if self.html is not None:
-            try:
+            with suppress(*GARBAGE):  # the links up to there
                 collector.feed(self.html)
-            except GARBAGE:
-                pass  # the links up to there
         found = collector.found or _LINK.findall(self.text or "")
         return list(dict.fromkeys(link.rstrip(".,;:!?)") for link in found))[:MAX_LINKS]
 
@@ -132,7 +131,8 @@ def _leaves(message: Message) -> Iterator[Message]:
     payload = message.get_payload()
     if isinstance(payload, list) and message.get_content_maintype() != "message":
         for part in payload:
-            yield from _leaves(part)
+            if isinstance(part, Message):
+                yield from _leaves(part)
     else:
         yield message
 
@@ -145,7 +145,7 @@ def _is_body(part: Message, content_type: str) -> bool:
         return False
 
 
-def _decoded(name: str, value: str) -> str:
+def _decoded(value: str) -> str:
     try:
         raw = value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         unfolded = re.sub(r"\r?\n(?=[ \t])", "", raw)
@@ -158,7 +158,7 @@ def _content(part: Message) -> bytes:
     try:
         payload = part.get_payload()
         if isinstance(payload, list):  # message/*: the mail inside
-            return b"\r\n".join(inner.as_bytes() for inner in payload)
+            return b"\r\n".join(inner.as_bytes() for inner in payload if isinstance(inner, Message))
         decoded = part.get_payload(decode=True)
     except GARBAGE:
         return b""
@@ -176,9 +176,17 @@ def _text(part: Message) -> str:
 
 def _attachment(part: Message, number: int) -> Attachment:
     try:
-        filename = _decoded("", part.get_filename() or "")
-        content_type, content_id = part.get_content_type(), str(part.get("Content-ID", "")).strip().strip("<>")
+        filename = _decoded(part.get_filename() or "")
+        content_type, content_id = (
+            part.get_content_type(),
+            str(part.get("Content-ID", "")).strip().strip("<>"),
+        )
     except GARBAGE:
-        filename, content_type, content_id = "", "application/octet-stream", ""
-    filename = re.sub(r"[\\/\n\t]", "_", filename).strip() or f"part-{number + 1}"
-    return Attachment(filename[:200], printable(content_type), _content(part), content_id)
+        filename, content_type, content_id = "", "", ""
+    if not _TYPE.fullmatch(content_type):
+        content_type = "application/octet-stream"
+    filename = (
+        re.sub(r"[\\/\n\t]", "_", filename).strip()
+        or f"part-{number + 1}{guess_extension(content_type) or ''}"
+    )
+    return Attachment(filename[:200], content_type, _content(part), content_id)

@@ -4,6 +4,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import Callable
+from typing import cast
 
 import uvloop
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
@@ -36,10 +37,10 @@ class Handler:
         return [*replies[:-1], "250-PIPELINING", replies[-1]]
 
     async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802
-        raw = bytes(envelope.content)
+        raw = cast("bytes", envelope.content)
         mail = SandboxMail(
             received_at=timezone.now(),
-            sender=_address(envelope.mail_from),
+            sender=_address(envelope.mail_from or ""),
             recipients=[_address(recipient) for recipient in envelope.rcpt_tos],
             subject=subject_of(raw),
             size=len(raw),

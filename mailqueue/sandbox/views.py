@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Concatenate, ParamSpec
+from typing import ParamSpec
 
 from django.conf import settings
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
@@ -30,14 +30,13 @@ MAIL_POLICY = (
 )
 
 P = ParamSpec("P")
-View = Callable[Concatenate[HttpRequest, P], HttpResponse]
 
 
-def with_policy(policy: str) -> Callable[[View[P]], View[P]]:
-    def decorate(view: View[P]) -> View[P]:
+def with_policy(policy: str) -> Callable[[Callable[P, HttpResponse]], Callable[P, HttpResponse]]:
+    def decorate(view: Callable[P, HttpResponse]) -> Callable[P, HttpResponse]:
         @wraps(view)
-        def guarded(request: HttpRequest, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
-            response = view(request, *args, **kwargs)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> HttpResponse:
+            response = view(*args, **kwargs)
             response["Content-Security-Policy"] = policy
             response["X-Content-Type-Options"] = "nosniff"
             response["Referrer-Policy"] = "no-referrer"

@@ -160,7 +160,10 @@ class TaskSerializer(AcceptedSerializer):
 
     @extend_schema_field(serializers.DateTimeField(allow_null=True))
     def get_next_attempt_at(self, task: MailTask) -> Any:
-        return task.due_at.isoformat().replace("+00:00", "Z") if task.status in WAITING else None
+        if task.status not in WAITING:
+            return None
+        paused_until = self.context["account"].paused_until
+        return self.fields["created_at"].to_representation(max(task.due_at, paused_until or task.due_at))
 
     @extend_schema_field(WaitingSerializer(allow_null=True))
     def get_waiting(self, task: MailTask) -> Any:

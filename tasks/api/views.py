@@ -8,6 +8,7 @@ from django.urls import reverse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, extend_schema
 from rest_framework import status
+from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.generics import ListAPIView
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -60,7 +61,10 @@ class EnqueueView(APIView):
         """Hands over a mail. With the 202 it is committed, and will be sent."""
         serializer = EnqueueSerializer(data=request.data)
         serializer.is_valid(raise_exception=True)
-        task = submission.submit(_owner(request), serializer.mail())
+        try:
+            task = submission.submit(_owner(request), serializer.mail())
+        except submission.AccountClosedError as error:
+            raise AuthenticationFailed("The account is closed.", "user_inactive") from error
         where = request.build_absolute_uri(reverse("task", args=[task.pk]))
         return Response(AcceptedSerializer(task).data, status.HTTP_202_ACCEPTED, headers={"Location": where})
 

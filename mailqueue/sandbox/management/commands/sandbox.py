@@ -20,4 +20,6 @@ class Command(BaseCommand):
         try:
             server.run(port, lambda: self.stdout.write(f"taking mail at {server.HOST}:{port}"))
         except OSError as error:
-            raise CommandError(f"Cannot listen on {server.HOST}:{port} (SANDBOX_SMTP_PORT): {error}") from error
+            raise CommandError(
+                f"Cannot listen on {server.HOST}:{port} (SANDBOX_SMTP_PORT): {error}"
+            ) from error

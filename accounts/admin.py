@@ -1,0 +1,187 @@
+"""Users and their SMTP accounts in the admin. No password, token or sealed value is ever shown."""
+
+from typing import Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
+from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
+from django.contrib.auth.models import Group
+from django.db import transaction
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from rest_framework_simplejwt.token_blacklist.models import BlacklistedToken, OutstandingToken
+from unfold.admin import ModelAdmin
+from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
+from unfold.utils import display_for_label
+from unfold.widgets import UnfoldAdminPasswordWidget
+
+from accounts.models import AccountState, SmtpAccount, User
+
+STATE_COLOURS = {
+    AccountState.UNVERIFIED.label: "info",
+    AccountState.ACTIVE.label: "success",
+    AccountState.PAUSED.label: "warning",
+}
+
+for shown_by_others in (Group, OutstandingToken, BlacklistedToken):
+    admin.site.unregister(shown_by_others)  # the token pages would show refresh tokens
+
+
+@admin.register(Group)
+class GroupAdmin(DjangoGroupAdmin, ModelAdmin):
+    filter_horizontal = ()
+
+
+def _label(account: SmtpAccount) -> SafeString:
+    return SafeString(display_for_label(AccountState(account.state).label, "", STATE_COLOURS))
+
+
+class NewUserForm(UserCreationForm):
+    usable_password = None
+
+    class Meta:
+        model = User
+        fields = ("email",)
+
+
+class ChangedUserForm(UserChangeForm):
+    class Meta:
+        model = User
+        fields = "__all__"
+
+
+@admin.register(User)
+class UserAdmin(DjangoUserAdmin[User], ModelAdmin):
+    form = ChangedUserForm
+    add_form = NewUserForm
+    change_password_form = AdminPasswordChangeForm
+    list_display = ("email", "is_active", "is_staff", "relay", "shown_state", "created_at")
+    list_select_related = ("smtp",)
+    list_filter = ("is_active", "is_staff")
+    search_fields = ("email__startswith",)
+    search_help_text = "How the address begins"
+    ordering = ("-id",)
+    sortable_by = ("email",)
+    show_full_result_count = False
+    readonly_fields = ("last_login", "created_at", "mail_tasks", "relay")
+    filter_horizontal = ()
+    autocomplete_fields = ("groups",)
+    actions = ("close",)
+    fieldsets = (
+        (None, {"fields": ("email", "password", "is_active", "relay", "mail_tasks")}),
+        ("Permissions", {"fields": ("is_staff", "is_superuser", "groups"), "classes": ("tab",)}),
+        ("Times", {"fields": ("created_at", "last_login"), "classes": ("tab",)}),
+    )
+    add_fieldsets = ((None, {"fields": ("email", "password1", "password2")}),)
+
+    def has_delete_permission(self, *_: Any) -> bool:
+        """A user is closed; the ledger keeps what was sent."""
+        return False
+
+    def save_model(self, request: HttpRequest, obj: User, form: forms.ModelForm[User], change: bool) -> None:
+        with transaction.atomic():
+            super().save_model(request, obj, form, change)
+            if change and "is_active" in form.changed_data and not obj.is_active:
+                obj.close()
+
+    @admin.action(description="Close: deactivate, and cancel what waits", permissions=["change"])
+    def close(self, request: HttpRequest, users: QuerySet[User]) -> None:
+        open_users = users.filter(is_active=True).exclude(email=request.user.get_username())
+        with transaction.atomic():
+            for user in open_users:
+                user.close()
+        self.message_user(request, f"{len(open_users)} closed.", messages.SUCCESS)
+
+    @admin.display(description="SMTP account")
+    def relay(self, user: User) -> SafeString:
+        address = reverse("admin:accounts_smtpaccount_change", args=[user.pk])
+        return format_html('<a class="text-link" href="{}">{}</a>', address, user.smtp)
+
+    @admin.display(description="mail goes out")
+    def shown_state(self, user: User) -> SafeString:
+        return _label(user.smtp)
+
+    @admin.display(description="mail tasks")
+    def mail_tasks(self, user: User) -> SafeString:
+        address = reverse("admin:tasks_mailtask_changelist", query={"owner__id__exact": user.pk})
+        return format_html('<a class="text-link" href="{}">Show them</a>', address)
+
+
+class SmtpAccountForm(forms.ModelForm[SmtpAccount]):
+    new_password = forms.CharField(
+        required=False,
+        strip=False,
+        widget=UnfoldAdminPasswordWidget(attrs={"autocomplete": "new-password"}),
+        help_text="Left empty, the one that is kept stays. It is never shown.",
+    )
+
+    class Meta:
+        model = SmtpAccount
+        fields = ("host", "port", "username", "security", "from_email", "max_connections")
+
+    def clean_port(self) -> int:
+        port = int(self.cleaned_data["port"])
+        if not 1 <= port <= 65535:
+            raise forms.ValidationError("A port is between 1 and 65535.")
+        return port
+
+
+@admin.register(SmtpAccount)
+class SmtpAccountAdmin(ModelAdmin):
+    form = SmtpAccountForm
+    list_display = ("owner", "host", "port", "username", "security", "shown_state", "reason", "paused_until")
+    list_select_related = ("owner",)
+    list_filter = ("state", "security")
+    search_fields = ("owner__email__startswith", "host__startswith")
+    search_help_text = "How the owner's address or the host begins"
+    ordering = ("-owner_id",)
+    sortable_by = ("host",)
+    show_full_result_count = False
+    readonly_fields = ("owner", "shown_state", "reason", "paused_until", "faults")
+    actions = ("reopen",)
+    fieldsets = (
+        (None, {"fields": (("owner", "shown_state"), "reason", ("paused_until", "faults"))}),
+        (
+            "Relay",
+            {
+                "description": "With an empty host, mail goes through the default relay. "
+                "Addresses are checked when a worker connects.",
+                "fields": (
+                    ("host", "port"),
+                    ("username", "new_password"),
+                    ("security", "max_connections"),
+                    "from_email",
+                ),
+            },
+        ),
+    )
+
+    def has_add_permission(self, *_: Any) -> bool:
+        """It comes with its user."""
+        return False
+
+    def has_delete_permission(self, *_: Any) -> bool:
+        return False
+
+    @admin.display(description="state")
+    def shown_state(self, account: SmtpAccount) -> SafeString:
+        return _label(account)
+
+    def save_model(
+        self, request: HttpRequest, obj: SmtpAccount, form: forms.ModelForm[SmtpAccount], change: bool
+    ) -> None:
+        if form.cleaned_data["new_password"]:
+            obj.password = form.cleaned_data["new_password"]
+        if set(form.changed_data) & {"host", "port", "username", "security", "new_password"}:
+            obj.reopen()
+        super().save_model(request, obj, form, change)
+
+    @admin.action(description="Reopen: forget what went wrong and try again", permissions=["change"])
+    def reopen(self, request: HttpRequest, accounts: QuerySet[SmtpAccount]) -> None:
+        for account in accounts:
+            account.reopen().save(update_fields=["state", "reason", "paused_until", "faults"])
+        self.message_user(request, f"{len(accounts)} reopened.", messages.SUCCESS)

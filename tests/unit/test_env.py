@@ -1,0 +1,148 @@
+"""The environment is read once, and nonsense stops the start with a sentence that names it."""
+
+import os
+import subprocess
+import sys
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from config import env
+from mailqueue.delivery.smtp import DEADLINES
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SECRETS = {
+    "SECRET_KEY": "s" * 50,
+    "JWT_SIGNING_KEY": "j" * 50,
+    "CREDENTIAL_KEYS": "ZGV2ZWxvcG1lbnQtb25seS1rZXktMzItYnl0ZXMhISE=",
+}
+ADDRESSES = {"DATABASE_URL": "postgresql://u:p@db.example:5433/mail", "REDIS_URL": "redis://r.example:6379/0"}
+ALL = SECRETS | ADDRESSES
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An empty one."""
+    for name in list(os.environ):
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def read(environment: pytest.MonkeyPatch, **values: str) -> env.Environment:
+    for name, value in values.items():
+        environment.setenv(name, value)
+    return env.read()
+
+
+def complaint(environment: pytest.MonkeyPatch, **values: str) -> str:
+    with pytest.raises(env.BadEnvironmentError) as caught:
+        read(environment, **values)
+    return str(caught.value)
+
+
+def test_the_defaults_are_those_of_the_contract(environment: pytest.MonkeyPatch) -> None:
+    found = read(environment, **ALL)
+    assert not found.debug
+    assert (found.port, found.flower_port, found.sandbox_smtp_port) == (8000, 5555, 1025)
+    assert found.max_tries == 8
+    assert found.retry_schedule == [60, 300, 900, 1800, 3600, 7200, 14400]
+    assert (found.lease_seconds, found.sweep_interval_seconds, found.sweep_after_seconds) == (120, 300, 300)
+    assert found.smtp_allowed_ports == [25, 465, 587, 2525]
+    assert found.smtp_allowed_networks == ()
+    assert found.database["HOST"] == "db.example"
+    assert found.database["PORT"] == 5433
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_is_missing_outside_debug_is_named(environment: pytest.MonkeyPatch, name: str) -> None:
+    said = complaint(environment, **{key: value for key, value in ALL.items() if key != name})
+    assert name in said
+    assert not [other for other in ALL if other != name and other in said]
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_an_empty_secret_is_a_missing_one(environment: pytest.MonkeyPatch, name: str) -> None:
+    assert name in complaint(environment, **ALL | {name: ""})
+
+
+def test_debug_needs_no_secrets(environment: pytest.MonkeyPatch) -> None:
+    assert read(environment, DEBUG="true", **ADDRESSES).secret_key == env.ONLY_FOR_DEBUG
+
+
+@pytest.mark.parametrize("name", ["SECRET_KEY", "REDIS_URL", "MAIL_MAX_TRIES"])
+def test_a_value_may_come_from_a_file(environment: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    value = ALL.get(name, "5")
+    (tmp_path / "mounted").write_text(f"{value}\n")
+    rest = {key: other for key, other in ALL.items() if key != name}
+    found = read(environment, **rest, **{f"{name}_FILE": str(tmp_path / "mounted")})
+    assert {"SECRET_KEY": found.secret_key, "REDIS_URL": found.redis_url, "MAIL_MAX_TRIES": found.max_tries}[
+        name
+    ] == (5 if name == "MAIL_MAX_TRIES" else value)
+
+
+@pytest.mark.parametrize(
+    ("name", "nonsense"),
+    [
+        ("PORT", "eighty"),
+        ("PORT", "0"),
+        ("PORT", "70000"),
+        ("MAIL_MAX_TRIES", "0"),
+        ("MAIL_MAX_TRIES", "21"),
+        ("MAIL_RETRY_SCHEDULE", "60,soon"),
+        ("MAIL_RETRY_SCHEDULE", "60,-1"),
+        ("MAIL_RETRY_SCHEDULE", ""),
+        ("MAIL_LEASE_SECONDS", "0"),
+        ("SWEEP_INTERVAL_SECONDS", "-5"),
+        ("SMTP_ALLOWED_NETWORKS", "127.0.0.1/99"),
+        ("SMTP_ALLOWED_NETWORKS", "everywhere"),
+        ("SMTP_ALLOWED_PORTS", "25,smtp"),
+        ("CREDENTIAL_KEYS", "not-a-fernet-key"),
+        ("DATABASE_URL", "nonsense://x"),
+        ("DEBUG", "perhaps"),
+        ("LOG_LEVEL", "LOUD"),
+        ("WORKER_CONCURRENCY", "0"),
+    ],
+)
+def test_nonsense_is_named(environment: pytest.MonkeyPatch, name: str, nonsense: str) -> None:
+    assert name in complaint(environment, **ALL | {name: nonsense})
+
+
+def test_all_complaints_come_in_one_sentence(environment: pytest.MonkeyPatch) -> None:
+    wrong = {"PORT": "eighty", "MAIL_MAX_TRIES": "0", "SMTP_ALLOWED_NETWORKS": "everywhere"}
+    said = complaint(environment, **SECRETS | {"DATABASE_URL": ADDRESSES["DATABASE_URL"]} | wrong)
+    assert all(name in said for name in [*wrong, "REDIS_URL"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CREDENTIAL_KEYS", "canary-5f1e"),
+        ("CREDENTIAL_KEYS", f"{SECRETS['CREDENTIAL_KEYS']},canary-5f1e"),
+        ("DATABASE_URL", "nonsense://user:canary-5f1e@db.example/mail"),
+    ],
+)
+def test_a_complaint_never_shows_a_secret(environment: pytest.MonkeyPatch, name: str, value: str) -> None:
+    said = complaint(environment, **ALL | {name: value})
+    assert name in said
+    assert "canary-5f1e" not in said
+
+
+def test_a_lease_outlasts_the_longest_silence_of_a_relay(environment: pytest.MonkeyPatch) -> None:
+    """It is renewed at every third of it as well."""
+    assert read(environment, **ALL).lease_seconds > max(DEADLINES.values())
+
+
+def test_networks_and_keys_are_lists(environment: pytest.MonkeyPatch) -> None:
+    found = read(environment, **ALL, SMTP_ALLOWED_NETWORKS="127.0.0.0/8, ::1/128")
+    assert found.smtp_allowed_networks == (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+
+
+def test_a_start_without_secrets_ends_with_a_sentence_and_no_traceback() -> None:
+    environment = {"PATH": os.environ["PATH"], **ADDRESSES}
+    done = subprocess.run(
+        [sys.executable, "manage.py", "check"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "SECRET_KEY" in done.stderr
+    assert "Traceback" not in done.stderr
