@@ -3,16 +3,12 @@
 Nobody logs bodies or passwords; the processors below keep them out where a library would.
 """
 
-import fcntl
 import logging
-import logging.handlers
-import os
 import re
 import sys
 import time
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -59,30 +55,6 @@ class RequestIdMiddleware:
         return response
 
 
-class SharedRotatingFileHandler(logging.handlers.RotatingFileHandler):
-    """A rotating file that several processes write to: one rotates a full one, the others follow."""
-
-    def doRollover(self) -> None:  # noqa: N802 -- the library's name
-        with Path(f"{self.baseFilename}.lock").open("w", encoding="ascii") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not self._follow():  # nobody was faster
-                super().doRollover()
-
-    def _follow(self) -> bool:
-        """Reopens the file if the name now belongs to another one; True if it did."""
-        if self.stream is None:
-            return False
-        try:
-            now, mine = Path(self.baseFilename).stat(), os.fstat(self.stream.fileno())
-            moved = (now.st_dev, now.st_ino) != (mine.st_dev, mine.st_ino)
-        except FileNotFoundError:
-            moved = True
-        if moved:
-            self.stream.close()
-            self.stream = self._open()
-        return moved
-
-
 def dict_config(*, debug: bool, level: str, file: str) -> dict[str, Any]:
     """Django's LOGGING; also points structlog at it. Text needs both DEBUG and a terminal."""
     shared: list[Processor] = [
@@ -118,12 +90,11 @@ def dict_config(*, debug: bool, level: str, file: str) -> dict[str, Any]:
     }
     if file:
         handlers["file"] = {
-            "()": SharedRotatingFileHandler,
+            "class": "concurrent_log_handler.ConcurrentRotatingFileHandler",  # several processes write to it
             "filename": file,
             "maxBytes": LOG_FILE_BYTES,
             "backupCount": LOG_FILES,
             "encoding": "utf-8",
-            "delay": True,
             "formatter": "json",
         }
     return {
