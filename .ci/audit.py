@@ -1,3 +1,4 @@
+# ruff: noqa: INP001 -- a script
 """Looks for known vulnerabilities in the locked requirements; warns where it could not look."""
 
 import json

@@ -51,6 +51,7 @@ class Environment:
     worker_concurrency: int
     log_level: str
     log_file: str
+    log_format: str
 
 
 def _networks(value: str) -> type_networks:
@@ -122,6 +123,7 @@ def read() -> Environment:
             "LOG_LEVEL", "INFO", validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])
         ),
         "log_file": env.str("LOG_FILE", ""),
+        "log_format": env.str("LOG_FORMAT", "json", validate=validate.OneOf(["json", "text"])),
     }
     try:
         env.seal()

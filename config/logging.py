@@ -1,11 +1,10 @@
-"""Logs: a line of JSON for each event (coloured text for a person at a terminal), with the request's id.
+"""Logs: a line of JSON for each event (LOG_FORMAT=text for people), with the request's id.
 
 Nobody logs bodies or passwords; the processors below keep them out where a library would.
 """
 
 import logging
 import re
-import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -55,8 +54,8 @@ class RequestIdMiddleware:
         return response
 
 
-def dict_config(*, debug: bool, level: str, file: str) -> dict[str, Any]:
-    """Django's LOGGING; also points structlog at it. Text needs both DEBUG and a terminal."""
+def dict_config(*, text: bool, level: str, file: str) -> dict[str, Any]:
+    """Django's LOGGING; also points structlog at it. `text` is for people; files and machines get JSON."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -80,12 +79,12 @@ def dict_config(*, debug: bool, level: str, file: str) -> dict[str, Any]:
     )
     strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     # Plain tracebacks: the fancy ones print local variables, and those hold passwords.
-    text = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    console = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback, colors=False)
     handlers: dict[str, dict[str, Any]] = {
         "stdout": {
             "class": "logging.StreamHandler",
             "stream": "ext://sys.stdout",
-            "formatter": "text" if debug and sys.stdout.isatty() else "json",
+            "formatter": "text" if text else "json",
         }
     }
     if file:
@@ -106,7 +105,7 @@ def dict_config(*, debug: bool, level: str, file: str) -> dict[str, Any]:
                 "foreign_pre_chain": shared,
                 "processors": [strip, renderer],
             }
-            for name, renderer in (("json", structlog.processors.JSONRenderer()), ("text", text))
+            for name, renderer in (("json", structlog.processors.JSONRenderer()), ("text", console))
         },
         "handlers": handlers,
         "root": {"level": level, "handlers": list(handlers)},

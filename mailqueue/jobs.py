@@ -8,8 +8,8 @@ from functools import lru_cache
 from typing import Any
 
 from celery import Task, shared_task
-from celery.signals import worker_process_shutdown
-from django.db import InterfaceError, OperationalError
+from celery.signals import task_prerun, worker_process_shutdown
+from django.db import InterfaceError, OperationalError, close_old_connections
 
 from mailqueue import upkeep
 from mailqueue.delivery.courier import Courier
@@ -68,6 +68,13 @@ def _keep_if(task: "Task[Any, Any]", result: dict[str, int], *, worth: bool) -> 
     if worth:
         logger.info(task.name, extra=result)
     return result
+
+
+@task_prerun.connect
+def _drop_dead_connection(**_signal: Any) -> None:
+    """Connections are kept over jobs (config/celery.py), so one that a restart of PostgreSQL has cut is ours
+    to notice."""
+    close_old_connections()
 
 
 @worker_process_shutdown.connect

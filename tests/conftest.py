@@ -5,6 +5,8 @@ worker inherits the environment, with a database of its own (pytest-django) and 
 """
 
 import os
+import ssl
+from collections.abc import Iterator
 from contextlib import ExitStack
 from urllib.parse import urlsplit
 
@@ -12,6 +14,8 @@ import django
 import pytest
 
 from mailqueue.embedded.services import services
+from tests.certificates import make_certificate
+from tests.relay import Relay
 
 _running = ExitStack()
 
@@ -36,3 +40,16 @@ def pytest_configure() -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure() -> None:
     _running.close()
+
+
+@pytest.fixture
+def relay() -> Iterator[Relay]:
+    """A relay that behaves until told otherwise."""
+    with Relay() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, str]:
+    """A server's TLS with a certificate for "localhost", and the file of the authority that vouches for it."""
+    return make_certificate(tmp_path_factory.mktemp("tls"))

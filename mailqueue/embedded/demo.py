@@ -17,15 +17,23 @@ def run(arguments: list[str]) -> int:
     """Passes the arguments on to `manage.py demo`; returns its exit code."""
     data = environment.data_dir()
     try:
+        if _runs_already(data):
+            return _demo(arguments)
+        with _stack(data / "demo.log"):
+            code = _demo(arguments)
+            if code == 0 and sys.stdin.isatty():
+                input("The stack was started for this. Press Enter to stop it. ")
+            return code
+    except KeyboardInterrupt:
+        return 130  # as shells say it
+
+
+def _runs_already(data: Path) -> bool:
+    try:
         with environment.held(data):
-            pass
+            return False
     except environment.Busy:
-        return _demo(arguments)
-    with _stack(data / "demo.log"):
-        code = _demo(arguments)
-        if code == 0 and sys.stdin.isatty():
-            input("The stack was started for this. Press Enter to stop it. ")
-    return code
+        return True
 
 
 def _demo(arguments: list[str]) -> int:

@@ -51,6 +51,7 @@ def complete(data: Path) -> dict[str, str]:
     defaults = {name: str(port) for name, port in ports.items()} | {
         "WORKER_CONCURRENCY": str(concurrency),
         "ADMIN_EMAIL": "admin@example.com",
+        "LOG_FORMAT": "text",
         "ALLOWED_HOSTS": "localhost,127.0.0.1,[::1]",
         "DEFAULT_SMTP_URL": f"smtp://127.0.0.1:{ports['SANDBOX_SMTP_PORT']}",
         "SMTP_ALLOWED_NETWORKS": "127.0.0.0/8,::1/128",
@@ -99,10 +100,16 @@ def publish(data: Path, env: dict[str, str]) -> None:
     file.write_text(json.dumps({name: env[name] for name in ("DATABASE_URL", "REDIS_URL", "PORT")}))
 
 
+def unpublish(data: Path) -> None:
+    (data / "services.json").unlink(missing_ok=True)
+
+
 def published(data: Path) -> dict[str, str]:
     """What the user has set wins here too."""
     try:
         found: dict[str, str] = json.loads((data / "services.json").read_text())
     except FileNotFoundError:
-        raise CannotStartError(f"The stack on {data} is just starting or stopping; try again.") from None
+        raise CannotStartError(
+            f"Something uses {data} that is not a running stack, or not yet; try again."
+        ) from None
     return {name: address for name, address in found.items() if not given(name)}

@@ -11,6 +11,8 @@ FIRST_WAIT = 1.0
 LONGEST_WAIT = 30.0
 #: After living this long a part's next end counts as its first.
 FORGIVEN_AFTER = 60.0
+#: After a second Ctrl-C nobody gets longer than this to go by himself.
+IN_A_HURRY = 1.0
 
 
 class Keeper:
@@ -61,15 +63,17 @@ class Keeper:
         return child.returncode
 
     async def end(self, seconds: float, hurry: asyncio.Event) -> None:
-        """Asks it to stop; kills what is left after `seconds`, or at once when in a hurry."""
+        """Asks it to stop; kills what is left after `seconds`, or sooner when in a hurry."""
         self._ending.set()
         child = self._child
         if child is not None and child.poll() is None:
             child.send_signal(self._stop_signal)
-            waits = {asyncio.create_task(_gone(child)), asyncio.create_task(hurry.wait())}
-            _, unanswered = await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            for wait in unanswered:
-                wait.cancel()
+            gone, hurried = asyncio.create_task(_gone(child)), asyncio.create_task(hurry.wait())
+            await asyncio.wait({gone, hurried}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if hurried.done():
+                await asyncio.wait({gone}, timeout=min(seconds, IN_A_HURRY))
+            gone.cancel()
+            hurried.cancel()
             if child.poll() is None:
                 self._say(self.name, "does not stop; killed")
             kill_group(child)

@@ -45,6 +45,7 @@ def run() -> int:
 
 
 def _run_alone(data: Path) -> int:
+    environment.unpublish(data)
     env = environment.complete(data)
     for process in end_leftovers(data):
         sys.stderr.write(f"left over from an earlier run, ended: {process}\n")
@@ -163,7 +164,7 @@ class Stack:
             await asyncio.gather(*(keeper.end(left, self.hurry) for keeper in present))
         for server in self.servers:
             server.tidy()
-        (self.data / "services.json").unlink(missing_ok=True)
+        environment.unpublish(self.data)
         self.say("stack", "stopped")
 
     def _flower_login(self) -> str:

@@ -16,7 +16,7 @@ from config import logging as our_logging
 def lines(tmp_path, settings):
     """The JSON lines written since, read from a log file."""
     file = tmp_path / "log"
-    logging.config.dictConfig(our_logging.dict_config(debug=False, level="DEBUG", file=str(file)))
+    logging.config.dictConfig(our_logging.dict_config(text=False, level="DEBUG", file=str(file)))
     yield lambda: [json.loads(line) for line in file.read_text().splitlines()]
     logging.config.dictConfig(settings.LOGGING)
 
@@ -96,9 +96,12 @@ def test_two_processes_may_write_one_rotating_file(tmp_path):
     assert len(kept) > 1
 
 
-def test_text_is_for_a_terminal_in_debug_only():
-    made = our_logging.dict_config(debug=True, level="INFO", file="")
-    assert made["handlers"]["stdout"]["formatter"] == "json", "the test's output is no terminal"
+def test_the_file_gets_json_when_people_get_text(tmp_path, capsys):
+    file = tmp_path / "log"
+    logging.config.dictConfig(our_logging.dict_config(text=True, level="INFO", file=str(file)))
+    logging.getLogger("any").info("hello", extra={"task_id": 7})
+    assert json.loads(file.read_text())["task_id"] == 7
+    assert "hello" in capsys.readouterr().out
 
 
 def test_a_refused_token_is_not_logged(lines):

@@ -41,6 +41,8 @@ class Command(BaseCommand):
                     _enqueue(api, count, progress)
                     enqueued = time.perf_counter() - began
                     sent = _sent(api, count, progress)
+        except KeyboardInterrupt:
+            raise CommandError("stopped; what was accepted is sent all the same", returncode=130) from None
         except httpx.ConnectError as error:
             raise CommandError(f"Nothing answers at {url}: start it with `make run`.") from error
         except httpx.HTTPStatusError as error:
