@@ -133,7 +133,7 @@ class SmtpAccountForm(forms.ModelForm[SmtpAccount]):
 @admin.register(SmtpAccount)
 class SmtpAccountAdmin(ModelAdmin):
     form = SmtpAccountForm
-    list_display = ("owner", "host", "port", "username", "security", "shown_state", "reason", "paused_until")
+    list_display = ("owner", "host", "port", "username", "shown_state", "reason", "paused_until")
     list_select_related = ("owner",)
     list_filter = ("state", "security")
     search_fields = ("owner__email__startswith", "host__startswith")

@@ -98,6 +98,9 @@ class SmtpAccount(models.Model):
     #: Account faults in a row; the pause doubles with each.
     faults = models.PositiveSmallIntegerField(default=0)
 
+    class Meta:
+        verbose_name = "SMTP account"
+
     def __str__(self) -> str:
         return f"{self.username or 'anonymous'} at {self.host or 'the default relay'}"
 

@@ -12,6 +12,7 @@ from django.utils.safestring import SafeString
 from django.utils.text import Truncator
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.contrib.filters.admin import ChoicesDropdownFilter, DropdownFilter
+from unfold.decorators import display
 from unfold.utils import display_for_label
 
 from tasks import submission
@@ -151,11 +152,9 @@ class MailTaskAdmin(ReadOnly, ModelAdmin):
     def shown_status(self, task: MailTask) -> SafeString:
         return _label(Status(task.status))
 
-    @admin.display(description="recipient and subject")
-    def mail(self, task: MailTask) -> SafeString:
-        return format_html(
-            '<span class="text-important">{}</span><br>{}', task.recipient, Truncator(task.subject).chars(60)
-        )
+    @display(description="mail", header=True)  # type: ignore[untyped-decorator]
+    def mail(self, task: MailTask) -> tuple[str, str]:
+        return task.recipient, Truncator(task.subject).chars(40)
 
     @admin.display(description="tries")
     def tries(self, task: MailTask) -> SafeString:
@@ -171,7 +170,7 @@ class MailTaskAdmin(ReadOnly, ModelAdmin):
 
     @admin.display(description="Message-ID")
     def shown_message_id(self, task: MailTask) -> SafeString:
-        return format_html('<span class="break-all">{}</span>', task.message_id)
+        return format_html('<span style="overflow-wrap: anywhere">{}</span>', task.message_id)
 
     @admin.display(description="text")
     def text(self, task: MailTask) -> SafeString:
@@ -223,4 +222,7 @@ def _body(task: MailTask, subtype: str) -> str:
 
 def _shown(text: str) -> SafeString:
     shown = text.replace("\r\n", "\n")[:SHOWN] or "—"
-    return format_html('<pre class="whitespace-pre-wrap break-all font-mono text-sm">{}</pre>', shown)
+    return format_html(
+        '<pre class="font-mono text-sm" style="overflow-wrap: anywhere; white-space: pre-wrap">{}</pre>',
+        shown,
+    )

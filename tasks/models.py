@@ -90,6 +90,8 @@ class MailTask(models.Model):
                 name="task_failures",
                 condition=Q(status__in=[Status.FAILED, Status.CANCELLED]),
             ),
+            # What a person has to decide (the admin's filter).
+            models.Index("id", name="task_uncertain", condition=Q(status=Status.UNCERTAIN)),
             # What is old enough to leave (prune); the admin's date hierarchy.
             models.Index("created_at", name="task_created"),
             # The admin's search: a recipient, or how it begins (LIKE 'x%' needs the operator class).

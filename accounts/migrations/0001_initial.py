@@ -49,5 +49,8 @@ class Migration(migrations.Migration):
                 ('paused_until', models.DateTimeField(blank=True, null=True)),
                 ('faults', models.PositiveSmallIntegerField(default=0)),
             ],
+            options={
+                'verbose_name': 'SMTP account',
+            },
         ),
     ]
