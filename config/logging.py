@@ -79,7 +79,9 @@ def dict_config(*, text: bool, level: str, file: str) -> dict[str, Any]:
     )
     strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     # Plain tracebacks: the fancy ones print local variables, and those hold passwords.
-    console = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback, colors=False)
+    console = structlog.dev.ConsoleRenderer(
+        exception_formatter=structlog.dev.plain_traceback, colors=False, pad_event_to=0
+    )
     handlers: dict[str, dict[str, Any]] = {
         "stdout": {
             "class": "logging.StreamHandler",
@@ -103,9 +105,12 @@ def dict_config(*, text: bool, level: str, file: str) -> dict[str, Any]:
             name: {
                 "()": structlog.stdlib.ProcessorFormatter,
                 "foreign_pre_chain": shared,
-                "processors": [strip, renderer],
+                "processors": [strip, *renderers],
             }
-            for name, renderer in (("json", structlog.processors.JSONRenderer()), ("text", console))
+            for name, renderers in (
+                ("json", [structlog.processors.JSONRenderer()]),
+                ("text", [_short, console]),
+            )
         },
         "handlers": handlers,
         "root": {"level": level, "handlers": list(handlers)},
@@ -120,6 +125,13 @@ def dict_config(*, text: bool, level: str, file: str) -> dict[str, Any]:
             "celery.app.trace": {"level": "WARNING"},
         },
     }
+
+
+def _short(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """For people: the time is beside the line already, and the id is for following a request in JSON."""
+    for name in ("timestamp", "request_id"):
+        event.pop(name, None)
+    return event
 
 
 def _without_request(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

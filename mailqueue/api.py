@@ -29,7 +29,7 @@ class SmtpTestAnswer(serializers.Serializer[object]):
 
 
 class SmtpTestView(APIView):
-    @extend_schema(operation_id="test_smtp", request=None, responses=SmtpTestAnswer, tags=["user"])
+    @extend_schema(operation_id="test_smtp", request=None, responses=SmtpTestAnswer, tags=["users"])
     def post(self, request: Request, pk: int) -> Response:
         """Connects and logs in to the relay of your account, and sends nothing.
 

@@ -55,7 +55,7 @@ class EnqueueView(APIView):
         responses={202: AcceptedSerializer} | documented(400, 401, 413, 415),
         parameters=[LOCATION],
         examples=[A_MAIL],
-        tags=["task"],
+        tags=["tasks"],
     )
     def post(self, request: Request) -> Response:
         """Hands over a mail. With the 202 it is committed, and will be sent."""
@@ -91,7 +91,7 @@ class QueueView(ListAPIView[MailTask]):
         operation_id="list_queue",
         parameters=[QueueFilterSerializer],
         responses={200: TaskSerializer(many=True)} | documented(400, 401),
-        tags=["task"],
+        tags=["tasks"],
     )
     def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """Your tasks, newest first."""
@@ -106,7 +106,7 @@ class FailedQueueView(QueueView):
         operation_id="list_failed",
         parameters=[QueueFilterSerializer],
         responses={200: TaskSerializer(many=True)} | documented(400, 401),
-        tags=["task"],
+        tags=["tasks"],
     )
     def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """Those that failed: waiting for another try, or cancelled after failing (the dead letters)."""
@@ -115,7 +115,7 @@ class FailedQueueView(QueueView):
 
 class TaskView(APIView):
     @extend_schema(
-        operation_id="get_task", responses={200: TaskDetailSerializer} | documented(401, 404), tags=["task"]
+        operation_id="get_task", responses={200: TaskDetailSerializer} | documented(401, 404), tags=["tasks"]
     )
     def get(self, request: Request, pk: int) -> Response:
         """Everything about one task: its times, why it waits, every attempt."""
@@ -127,7 +127,7 @@ class CancelView(APIView):
         operation_id="cancel_task",
         request=None,
         responses={200: TaskDetailSerializer} | documented(401, 404, 409),
-        tags=["task"],
+        tags=["tasks"],
     )
     def post(self, request: Request, pk: int) -> Response:
         """Cancels a task that still waits."""
@@ -144,7 +144,7 @@ class RetryView(APIView):
         operation_id="retry_task",
         request=None,
         responses={200: TaskDetailSerializer} | documented(401, 404, 409),
-        tags=["task"],
+        tags=["tasks"],
     )
     def post(self, request: Request, pk: int) -> Response:
         """Sends a failed, cancelled or uncertain task again, at once and with a fresh count."""
