@@ -118,6 +118,8 @@ def dict_config(*, text: bool, level: str, file: str) -> dict[str, Any]:
             # Named without handlers, so that Django's own handlers go and all passes through the root.
             "django": {"level": level},
             "django.server": {"level": level, "handlers": [], "propagate": True},
+            # Flower asks workers that are still starting; they tell it of themselves when they are up.
+            "flower.inspector": {"level": "ERROR"},
             # Each request already has its line; only what raised has more to say.
             "django.request": {"level": "ERROR"},
             # Jobs say what they did; Celery's own two lines would come for each tick, once a second.

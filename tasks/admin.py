@@ -6,6 +6,7 @@ from typing import Any, cast
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -19,6 +20,7 @@ from tasks import submission
 from tasks.admin_queries import BoundedPaginator, ListedTasks, TaskChangeList
 from tasks.models import Attempt, MailTask, MailTaskQuerySet
 from tasks.states import CancelReason, Outcome, Status
+from tasks.waiting import explain
 
 #: Longer mails are shown up to here, in characters.
 SHOWN = 100_000
@@ -104,6 +106,7 @@ class MailTaskAdmin(ReadOnly, ModelAdmin):
             {
                 "fields": (
                     ("shown_status", "cancel_reason"),
+                    "waiting",
                     "last_reply",
                     ("recipient", "sender"),
                     "subject",
@@ -151,6 +154,14 @@ class MailTaskAdmin(ReadOnly, ModelAdmin):
     @admin.display(description="status")
     def shown_status(self, task: MailTask) -> SafeString:
         return _label(Status(task.status))
+
+    @admin.display(description="why it waits")
+    def waiting(self, task: MailTask) -> str:
+        why = explain(task, task.owner.smtp, timezone.now())
+        if why is None:
+            return "—"
+        until = f", until {date_format(why['until'], 'SHORT_DATETIME_FORMAT')}" if why["until"] else ""
+        return f"{why['reason']}{until}: {why['detail']} Tries left: {why['tries_left']}."
 
     @display(description="mail", header=True)  # type: ignore[untyped-decorator]
     def mail(self, task: MailTask) -> tuple[str, str]:

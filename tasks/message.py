@@ -80,9 +80,9 @@ def _header_text(value: str) -> str:
     if _PLAIN.fullmatch(value):
         return value
     can_fold = value == value.strip() and all(map(_PLAIN.fullmatch, value.split(" ")))
-    return Header(
-        value, "us-ascii" if can_fold else "utf-8", header_name="Subject", maxlinelen=76
-    ).encode(linesep="\r\n")
+    return Header(value, "us-ascii" if can_fold else "utf-8", header_name="Subject", maxlinelen=76).encode(
+        linesep="\r\n"
+    )
 
 
 def _part(subtype: str, content: str) -> str:

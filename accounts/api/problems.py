@@ -74,6 +74,8 @@ def problem(status: int, detail: str, code: str, errors: Sequence[dict[str, Any]
 def describe(error: exceptions.APIException) -> dict[str, Any]:
     """The problem that an API exception is; for single answers and for the parts of a batch."""
     found = flatten_errors(error.detail)
+    if isinstance(error, exceptions.UnsupportedMediaType):
+        return problem(415, f"{found[0].detail} Send it with Content-Type: application/json.", found[0].code)
     if not isinstance(error, exceptions.ValidationError):
         return problem(error.status_code, found[0].detail, found[0].code)
     errors = [{"field": _field(each.attr), "code": each.code, "detail": each.detail} for each in found]

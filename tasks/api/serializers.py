@@ -17,6 +17,7 @@ from tasks.waiting import explain
 
 #: Characters of a text or HTML body.
 LONGEST_BODY = 2_000_000
+NOT_A_TIME: dict[str, Any] = {"invalid": "Must be a time as in ISO 8601, such as 2030-01-31T09:30:00Z."}
 
 
 class Word(serializers.ChoiceField):
@@ -67,12 +68,16 @@ class EnqueueSerializer(serializers.Serializer[NewMail]):
     body = Text(max_length=LONGEST_BODY, trim_whitespace=False, help_text="the mail as plain text")
     html_body = Text(max_length=LONGEST_BODY, trim_whitespace=False, required=False, allow_blank=True)
     scheduled_at = serializers.DateTimeField(
+        error_messages=NOT_A_TIME,
         required=False,
         allow_null=True,
         help_text="not before this time; without an offset it is UTC; past means now",
     )
     expires_at = serializers.DateTimeField(
-        required=False, allow_null=True, help_text="not after this time: what waits then is cancelled"
+        error_messages=NOT_A_TIME,
+        required=False,
+        allow_null=True,
+        help_text="not after this time: what waits then is cancelled",
     )
     max_tries = WholeNumber(min_value=1, max_value=20, required=False)
     lane = Word(Lane, required=False)

@@ -25,6 +25,7 @@ from tasks.api.serializers import (
     TaskSerializer,
 )
 from tasks.models import MailTask, MailTaskQuerySet
+from tasks.states import Status
 
 A_MAIL = OpenApiExample(
     "A mail",
@@ -32,6 +33,20 @@ A_MAIL = OpenApiExample(
     request_only=True,
 )
 LOCATION = OpenApiParameter("Location", OpenApiTypes.URI, OpenApiParameter.HEADER, response=[202])
+
+NOT_CANCELLABLE: dict[int, str] = {
+    Status.SUCCESS: "This mail is already sent.",
+    Status.PROCESSING: "This mail is being sent at this moment.",
+    Status.CANCELLED: "This mail is already cancelled.",
+    Status.UNCERTAIN: "This mail may be sent already; retry it or leave it.",
+}
+NOT_RETRYABLE: dict[int, str] = {
+    Status.SUCCESS: "This mail is already sent.",
+    Status.PROCESSING: "This mail is being sent at this moment.",
+    Status.QUEUED: "This mail is already waiting to be sent.",
+    Status.SCHEDULED: "This mail is waiting for its time; cancel and retry it to send it now.",
+}
+CHANGED = "The state of this mail has just changed; ask again."
 
 
 def _owner(request: Request) -> User:
@@ -133,9 +148,7 @@ class CancelView(APIView):
         """Cancels a task that still waits."""
         if not submission.cancel(_own_tasks(request).filter(pk=pk)):
             task = get_object_or_404(_own_tasks(request), pk=pk)
-            raise Conflict(
-                f"A task that is {task.get_status_display()} cannot be cancelled.", "not_cancellable"
-            )
+            raise Conflict(NOT_CANCELLABLE.get(task.status, CHANGED), "not_cancellable")
         return _in_full(request, pk)
 
 
@@ -150,5 +163,5 @@ class RetryView(APIView):
         """Sends a failed, cancelled or uncertain task again, at once and with a fresh count."""
         if not submission.retry(_own_tasks(request).filter(pk=pk)):
             task = get_object_or_404(_own_tasks(request), pk=pk)
-            raise Conflict(f"A task that is {task.get_status_display()} cannot be retried.", "not_retryable")
+            raise Conflict(NOT_RETRYABLE.get(task.status, CHANGED), "not_retryable")
         return _in_full(request, pk)

@@ -141,7 +141,12 @@ def test_networks_and_keys_are_lists(environment: pytest.MonkeyPatch) -> None:
 def test_a_start_without_secrets_ends_with_a_sentence_and_no_traceback() -> None:
     environment = {"PATH": os.environ["PATH"], **ADDRESSES}
     done = subprocess.run(
-        [sys.executable, "manage.py", "check"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "manage.py", "check"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode != 0
     assert "SECRET_KEY" in done.stderr

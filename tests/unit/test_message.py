@@ -140,7 +140,20 @@ def test_no_line_end_but_crlf_is_left_in_a_body(text: str) -> None:
         assert_fit_for_the_wire(raw)
 
 
-CONTROL_CHARACTERS = ["\r\n", "\n", "\r", "\0", "\x0b", "\x0c", "\x1b", "\x7f", "\x85", "\u2028", "\u2029", "\x1c"]
+CONTROL_CHARACTERS = [
+    "\r\n",
+    "\n",
+    "\r",
+    "\0",
+    "\x0b",
+    "\x0c",
+    "\x1b",
+    "\x7f",
+    "\x85",
+    "\u2028",
+    "\u2029",
+    "\x1c",
+]
 
 
 @pytest.mark.parametrize("character", CONTROL_CHARACTERS)
@@ -174,7 +187,9 @@ def test_a_domain_goes_out_in_a_labels(address: str, wire: str) -> None:
     assert message.wire_address(address) == wire
 
 
-@pytest.mark.parametrize("address", ["jürgen@example.com", "\u017fam@example.com", "jane@" + "ü" * 70 + ".example"])
+@pytest.mark.parametrize(
+    "address", ["jürgen@example.com", "\u017fam@example.com", "jane@" + "ü" * 70 + ".example"]
+)
 def test_an_address_that_has_no_wire_form_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         message.wire_address(address)

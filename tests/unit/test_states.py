@@ -2,7 +2,17 @@
 
 import pytest
 
-from tasks.states import FINAL, TRANSITIONS, WAITING, CancelReason, Lane, OnUncertain, Phase, Status, may_become
+from tasks.states import (
+    FINAL,
+    TRANSITIONS,
+    WAITING,
+    CancelReason,
+    Lane,
+    OnUncertain,
+    Phase,
+    Status,
+    may_become,
+)
 
 S = Status
 

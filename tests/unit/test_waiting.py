@@ -13,7 +13,9 @@ NOW = datetime(2030, 1, 31, 12, 0, tzinfo=UTC)
 BEFORE, LATER, MUCH_LATER = NOW - timedelta(minutes=1), NOW + timedelta(minutes=5), NOW + timedelta(hours=1)
 OPEN = SmtpAccount(state=AccountState.ACTIVE)
 PAUSED = SmtpAccount(state=AccountState.PAUSED, reason="535 wrong password", paused_until=LATER)
-UNVERIFIED = SmtpAccount(state=AccountState.UNVERIFIED, reason="the name does not resolve", paused_until=LATER)
+UNVERIFIED = SmtpAccount(
+    state=AccountState.UNVERIFIED, reason="the name does not resolve", paused_until=LATER
+)
 
 
 def task(status: Status, due_at: datetime = BEFORE, last_reply: str = "") -> MailTask:

@@ -14,7 +14,10 @@ class Command(BaseCommand):
     help = "Migrates, and makes the superuser that ADMIN_EMAIL and ADMIN_PASSWORD name if it is missing."
 
     def handle(self, **options: Any) -> None:
-        call_command("migrate", interactive=False, verbosity=options["verbosity"])
+        loudness = options["verbosity"]
+        # sixty lines of migrations are for who asks for them: --verbosity 2
+        call_command("migrate", interactive=False, verbosity=max(loudness - 1, 0))
+        self.stdout.write("the database is up to date")
         env = FileAwareEnv(strip_whitespace=True)
         email, password = env.str("ADMIN_EMAIL", "").lower(), env.str("ADMIN_PASSWORD", "")
         if not (email and password):

@@ -3,9 +3,12 @@
 import io
 import json
 
+import pytest
 from django.test import RequestFactory
 
 from config.wsgi import application
+
+pytestmark = pytest.mark.django_db
 
 
 def _post(body: bytes) -> tuple[str, dict]:
