@@ -1,5 +1,6 @@
 """The limits that no sender on this machine can pass: smtp-source against the sinks."""
 
+import os
 import time
 
 from tests.bench.ground import Figures, Ground
@@ -35,7 +36,7 @@ class StampLimit:
     """smtp-source to the sink that the latency is read from, so that nobody takes its limit for ours."""
 
     name = "stamp-limit"
-    title = "smtp-source to our time-stamping sink (latency only)"
+    title = "smtp-source to the sink of the latency row"
 
     def measure(self, ground: Ground) -> Figures:
         mails = ground.scaled(10_000)
@@ -43,8 +44,25 @@ class StampLimit:
             return {"mails/s": mails / _source(sink.port, mails, "-d")}
 
 
+class Disk:
+    """What one commit after the other can reach: everything that answers 202 waits for such a write."""
+
+    name = "disk"
+    title = "the disk: 8 KB written and flushed"
+
+    def measure(self, ground: Ground) -> Figures:
+        flushes = ground.scaled(1_000)
+        with (ground.scratch / "disk").open("wb", buffering=0) as file:
+            began = time.perf_counter()
+            for _ in range(flushes):
+                file.write(bytes(8192))
+                os.fdatasync(file.fileno())
+            return {"flushes/s": flushes / (time.perf_counter() - began)}
+
+
 LIMITS = [
-    Limit("limit-kept", f"smtp-source to smtp-sink, {SESSIONS} kept sessions", 100_000, "-d"),
-    Limit("limit-connect", "smtp-source to smtp-sink, a connection per mail", 20_000),
+    Disk(),
+    Limit("limit-kept", f"smtp-source, {SESSIONS} kept sessions", 100_000, "-d"),
+    Limit("limit-connect", "smtp-source, a connection per mail", 20_000),
     StampLimit(),
 ]

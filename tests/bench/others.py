@@ -76,7 +76,7 @@ PEERS = [
     Peer("celery", "a Celery task per mail, as most write it", "plain", 2_000, _CELERY),
     Peer(
         "celery-kept",
-        "the same, database connections kept",
+        "a Celery task per mail, connections kept",
         "plain",
         4_000,
         _CELERY,
@@ -85,7 +85,7 @@ PEERS = [
     Peer("django-mailer", "django-mailer", "mailer", 4_000, ["python", "-m", "django", "send_mail"]),
     Peer(
         "post-office",
-        "django-post-office, 2 processes x 5 threads, batch 1,000",
+        "django-post-office, 2 x 5, batch 1,000",
         "post_office",
         20_000,
         ["python", "-m", "django", "send_queued_mail", "--processes", "2", "--log-level", "0"],

@@ -69,11 +69,9 @@ def wait_until_logged(word: str, process: subprocess.Popen[bytes], log: Path, pa
     deadline = time.monotonic() + patience
     while word not in log.read_text(errors="replace"):
         if process.poll() is not None:
-            raise NotMeasuredError(f"{process.args[0]} ended at once: {last_words(log)}")
+            raise NotMeasuredError(f"{log.stem} ended at once: {last_words(log)}")
         if time.monotonic() > deadline:
-            raise NotMeasuredError(
-                f"{process.args[0]} was not ready after {patience:.0f} s: {last_words(log)}"
-            )
+            raise NotMeasuredError(f"{log.stem} was not ready after {patience:.0f} s: {last_words(log)}")
         time.sleep(0.05)
 
 
@@ -84,7 +82,7 @@ def wait_until_open(port: int, process: subprocess.Popen[bytes], log: Path, pati
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         if process.poll() is not None or time.monotonic() > deadline:
-            raise NotMeasuredError(f"{process.args[0]} never listened on port {port}: {last_words(log)}")
+            raise NotMeasuredError(f"{log.stem} never listened on port {port}: {last_words(log)}")
         time.sleep(0.05)
 
 
@@ -97,17 +95,21 @@ def run(
     patience: float = 600,
 ) -> str:
     """The output of a program that has to succeed; `given` is its standard input."""
-    done = subprocess.run(
-        [str(part) for part in command],
-        input=given,
-        capture_output=True,
-        text=True,
-        env=env,
-        cwd=cwd,
-        timeout=patience,
-        check=False,
-    )
+    words = " ".join(map(str, command[:4]))
+    try:
+        done = subprocess.run(
+            [str(part) for part in command],
+            input=given,
+            capture_output=True,
+            text=True,
+            env=env,
+            cwd=cwd,
+            timeout=patience,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise NotMeasuredError(f"{words} took longer than {patience:.0f} s") from error
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
-        raise NotMeasuredError(f"{' '.join(map(str, command[:4]))} failed: {said[:200]}")
+        raise NotMeasuredError(f"{words} failed: {said[:200]}")
     return done.stdout

@@ -11,10 +11,10 @@ from pathlib import Path
 import psycopg
 from cryptography.fernet import Fernet
 
+from mailqueue.embedded.parts import all_parts
 from tests.bench.ground import BODY, Ground
 from tests.bench.process import NotMeasuredError, free_port, run, running, wait_until_logged, wait_until_open
 
-BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
 
 
@@ -40,7 +40,10 @@ class Service:
             "CREDENTIAL_KEYS": Fernet.generate_key().decode(),
             "SMTP_ALLOWED_NETWORKS": "127.0.0.0/8",
             "DATA_DIR": str(ground.scratch),
-            "LOG_LEVEL": "WARNING",
+            "PORT": str(free_port()),
+            "FLOWER_PORT": "5555",  # never started here
+            "SANDBOX_SMTP_PORT": "1025",  # nor is this
+            "WORKER_CONCURRENCY": "2",
         }
         env |= {name: os.environ[name] for name in ("WORKER_CONNECTIONS",) if name in os.environ}
         service = cls(env, ground.scratch)
@@ -53,28 +56,29 @@ class Service:
         return run([sys.executable, *arguments], env=self.env, cwd=ROOT, given=given)
 
     @contextmanager
-    def worker(self, queue: str = "drain", concurrency: int = 2) -> Iterator[None]:
-        log = self.scratch / f"worker-{queue}.log"
-        command = [BIN / "celery", "-A", "config", "worker", "-Q", queue, "--concurrency", str(concurrency)]
-        command += ["--hostname", f"{queue}@%h", "--loglevel", "INFO"]
-        with running(command, log, env=self.env | {"LOG_LEVEL": "INFO"}, cwd=ROOT) as process:
-            wait_until_logged(" ready", process, log)
+    def worker(self) -> Iterator[None]:
+        with self._part("worker"):
             yield
 
     @contextmanager
     def whole(self) -> Iterator[int]:
-        """Web, both workers and beat, as `make run` has them; the port of the web server."""
-        port, log = free_port(), self.scratch / "web.log"
-        web = [BIN / "granian", "--interface", "wsgi", "--host", "127.0.0.1", "--port", str(port)]
-        web += ["--workers", "2", "--blocking-threads", "1", "config.wsgi:application"]
-        beat = [BIN / "celery", "-A", "config", "beat", "--pidfile="]
+        """Web, both workers and beat; the port of the web server."""
         with ExitStack() as stack:
-            process = stack.enter_context(running(web, log, env=self.env, cwd=ROOT))
-            stack.enter_context(self.worker())
-            stack.enter_context(self.worker("upkeep", 1))
-            stack.enter_context(running(beat, self.scratch / "beat.log", env=self.env, cwd=ROOT))
-            wait_until_open(port, process, log)
-            yield port
+            for name in ("web", "worker", "upkeep", "beat"):
+                stack.enter_context(self._part(name))
+            yield int(self.env["PORT"])
+
+    @contextmanager
+    def _part(self, name: str) -> Iterator[None]:
+        """A part of the stack, by the very command that `make run` starts it with, once it is ready."""
+        part = next(part for part in all_parts(self.env, "") if part.name == name)
+        log = self.scratch / f"{name}.log"
+        with running(part.command, log, env=self.env, cwd=ROOT) as process:
+            if part.url:
+                wait_until_open(int(self.env["PORT"]), process, log)
+            elif name != "beat":  # which says nothing, and is waited for by nobody
+                wait_until_logged(part.greeting, process, log)
+            yield
 
     def ring(self) -> None:
         self.python("-c", "import django; django.setup(); from tasks import doorbell; assert doorbell.ring()")
