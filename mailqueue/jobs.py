@@ -3,22 +3,25 @@
 import logging
 import os
 import socket
+import time
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
 from celery import Task, shared_task
-from celery.signals import task_prerun, worker_process_shutdown
+from celery.signals import task_prerun, worker_process_shutdown, worker_ready
 from django.db import InterfaceError, OperationalError, close_old_connections
 
 from mailqueue import upkeep
-from mailqueue.delivery.courier import Courier
+from mailqueue.delivery.courier import Courier, Report
 from tasks import doorbell
 
 logger = logging.getLogger(__name__)
 
 #: A drain hands over after this (seconds): rollouts and Flower see short, steady jobs.
 SLICE_SECONDS = 5.0
+#: How long (seconds) a worker that found nothing more waits for a knock.
+LISTEN_SECONDS = 0.8
 #: A worker that is told to stop gives its mails this long (seconds).
 GRACE_SECONDS = 20.0
 
@@ -34,9 +37,17 @@ def _courier() -> Courier:
 
 @shared_task(name="mailqueue.drain", bind=True, autoretry_for=AWAY, retry_backoff=True, retry_backoff_max=30)
 def drain(self: "Task[Any, Any]") -> dict[str, int]:
-    """Sends what is due, for one slice at most."""
-    doorbell.answer()
-    report = _courier().drain(SLICE_SECONDS)
+    """Sends what is due, for one slice at most; meanwhile this worker is awake, and hears who knocks."""
+    end = time.monotonic() + SLICE_SECONDS
+    is_listener = doorbell.stay_awake(int(SLICE_SECONDS) + 2)
+    report = Report()
+    while (left := end - time.monotonic()) > 0:
+        doorbell.answer()
+        report += _courier().drain(left)
+        if not (is_listener and doorbell.listen(LISTEN_SECONDS)):
+            break
+    if is_listener:
+        doorbell.go_to_sleep()
     return _keep_if(self, asdict(report), worth=bool(report.claimed))
 
 
@@ -68,6 +79,12 @@ def _keep_if(task: "Task[Any, Any]", result: dict[str, int], *, worth: bool) -> 
     if worth:
         logger.info(task.name, extra=result)
     return result
+
+
+@worker_ready.connect
+def _look_at_the_table(**_signal: Any) -> None:
+    """Who comes up asks for work: what waited for a worker may have been rung for long ago."""
+    doorbell.call()
 
 
 @task_prerun.connect

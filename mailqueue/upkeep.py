@@ -16,11 +16,11 @@ BITE = 1000
 
 
 def dispatch_due() -> dict[str, int]:
-    """Cancels what expired and rings if anything is due. The bell's guard makes a superfluous ring free."""
+    """Cancels what expired and calls a worker if anything is due. A superfluous call is free."""
     expired = expire()
     due = ledger.is_anything_due()
     if due:
-        doorbell.ring()
+        doorbell.call()
     return {"expired": expired, "rang": int(due)}
 
 
@@ -35,19 +35,19 @@ def rescue() -> int:
     while rescued := ledger.rescue(BITE):
         total += rescued
     if total:
-        doorbell.ring()
+        doorbell.call()
     return total
 
 
 def sweep() -> int:
     """The last net (FindUnprocessedTasksAndEnqueue): due and untouched for SWEEP_AFTER_SECONDS, though nothing
-    holds it back. Rings over a bell that may be stuck. How many were found, 1,000 at most."""
+    holds it back. Clears a bell that may be stuck. How many were found, 1,000 at most."""
     old = Now() - timedelta(seconds=settings.SWEEP_AFTER_SECONDS)
     forgotten = MailTask.objects.due().filter(due_at__lte=old, moved_at__lte=old).order_by("due_at")
     found = len(forgotten.values_list("id", flat=True)[:BITE])
     if found:
         doorbell.answer()
-        doorbell.ring()
+        doorbell.call()
     return found
 
 

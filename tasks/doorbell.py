@@ -1,6 +1,8 @@
 """The only place that publishes. A bell that cannot be rung costs a second at most, and no mail.
 
-The row is already committed when the bell is rung; beat's dispatch finds it if nobody hears.
+The row is already committed when the bell is rung; beat's dispatch finds it if nobody hears. While a worker is
+awake (it drains, or has just done so and listens), a ring is a knock at its door; only when all sleep is it a
+Celery message. So a steady trickle of mails costs a message every few seconds instead of one for each.
 """
 
 import logging
@@ -11,15 +13,27 @@ import redis
 from celery import current_app
 from django.conf import settings
 from kombu.exceptions import OperationalError
+from redis.commands.core import Script
 
 logger = logging.getLogger(__name__)
 
-BELL = "mailqueue:bell"
+BELL, AWAKE, KNOCK, CALL = "mailqueue:bell", "mailqueue:awake", "mailqueue:knock", "mailqueue:call"
 #: A bell whose message was lost may be rung again after this.
 BELL_SECONDS = 5
+#: One more worker is called at most this often.
+CALL_SECONDS = 1
 #: After a failure the bell is left alone for this long, so that a dead Redis slows one call and not each.
 SILENCE_SECONDS = 5.0
 
+# 1 if a message has to be published: nobody has rung yet, and nobody is awake to be knocked up.
+_RING = """
+if not redis.call('SET', KEYS[1], '1', 'NX', 'EX', ARGV[1]) then return 0 end
+if redis.call('EXISTS', KEYS[2]) == 0 then return 1 end
+redis.call('LPUSH', KEYS[3], '1')
+return 0
+"""
+
+_FAILURES = (redis.RedisError, OperationalError, OSError)
 _silent_until = 0.0
 
 
@@ -31,24 +45,71 @@ def client() -> redis.Redis:
     )
 
 
+@lru_cache
+def _ring_script(of: redis.Redis) -> Script:
+    return of.register_script(_RING)
+
+
 def ring() -> bool:
-    """Wakes a worker unless one is already being woken. True if the bell is, or was, ringing."""
+    """Wakes a worker unless one is awake or being woken. False if the bell could not be rung."""
     global _silent_until  # noqa: PLW0603 -- one bell a process
     if time.monotonic() < _silent_until:
         return False
     try:
-        if client().set(BELL, "1", nx=True, ex=BELL_SECONDS):
-            current_app.send_task("mailqueue.drain", queue="drain", expires=30, retry=False)
-    except (redis.RedisError, OperationalError, OSError) as error:
+        if _ring_script(client())(keys=[BELL, AWAKE, KNOCK], args=[BELL_SECONDS]):
+            _publish()
+    except _FAILURES as error:
         _silent_until = time.monotonic() + SILENCE_SECONDS
         logger.warning("doorbell_failed", extra={"error": repr(error)})
         return False
     return True
 
 
+def call() -> None:
+    """Wakes one more worker, whoever is awake: there is more to do than one can, or nobody has come."""
+    try:
+        if client().set(CALL, "1", nx=True, ex=CALL_SECONDS):
+            _publish()
+    except _FAILURES as error:
+        logger.warning("doorbell_failed", extra={"error": repr(error)})
+
+
+def _publish() -> None:
+    current_app.send_task("mailqueue.drain", queue="drain", expires=30, retry=False)
+
+
+# The worker's side of the door -----------------------------------------------------------------------
+
+
 def answer() -> None:
     """A worker has come: from now on a new mail rings again. Call before looking at the table."""
     try:
-        client().delete(BELL)
+        client().delete(BELL, KNOCK)
     except redis.RedisError as error:
-        logger.warning("doorbell_not_cleared", extra={"error": repr(error)})
+        logger.warning("doorbell_not_answered", extra={"error": repr(error)})
+
+
+def stay_awake(seconds: int) -> bool:
+    """Whether the caller is the one to listen for knocks, for that long at most; another may be already."""
+    try:
+        return bool(client().set(AWAKE, "1", nx=True, ex=seconds))
+    except redis.RedisError:
+        return False
+
+
+def listen(seconds: float) -> bool:
+    """Waits for a knock; below a second, for that is the client's patience."""
+    try:
+        return client().blpop([KNOCK], timeout=seconds) is not None
+    except redis.RedisError:
+        return False
+
+
+def go_to_sleep() -> None:
+    """Ends `stay_awake`. Who knocked in that moment is heard by the next worker."""
+    try:
+        client().delete(AWAKE)
+        if client().lpop(KNOCK):
+            _publish()
+    except _FAILURES as error:
+        logger.warning("doorbell_not_answered", extra={"error": repr(error)})

@@ -14,7 +14,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from random import uniform
 from typing import Any, ParamSpec, TypeVar
 
@@ -45,6 +45,8 @@ FIRST_HAND, LARGEST_HAND = 50, 400
 LINGER = 0.005
 #: How long (seconds) a claim that found nothing is not repeated while mails are still being sent.
 PAUSE_BETWEEN_CLAIMS = 0.02
+#: One claims while the other settles.
+LEDGER_THREADS = 2
 
 
 @dataclass
@@ -57,6 +59,9 @@ class Report:
     cancelled: int = 0
     uncertain: int = 0
 
+    def __add__(self, other: "Report") -> "Report":
+        return Report(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
     def count(self, status: Status) -> None:
         if status == Status.SUCCESS:
             self.sent += 1
@@ -68,7 +73,7 @@ class Report:
             self.put_off += 1
 
 
-@dataclass
+@dataclass(eq=False)
 class Hand:
     """The mails of one owner that this process holds, and the sessions that send them."""
 
@@ -111,15 +116,16 @@ class Courier:
         self.lease_seconds = settings.MAIL_LEASE_SECONDS
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="courier", daemon=True)
-        self._ledger_threads = ThreadPoolExecutor(2, thread_name_prefix="ledger")
+        self._ledger_threads = ThreadPoolExecutor(LEDGER_THREADS, thread_name_prefix="ledger")
         self._pool = Pool()
         self._hands: dict[int, Hand] = {}
         self._leases: dict[uuid.UUID, Lease] = {}
         self._in_hand = 0
         self._connections = 0
+        #: Hands that have mails and no session, for want of a connection.
+        self._queueing: deque[Hand] = deque()
         self._last_owner = 0
-        self._unsettled: list[Settlement] = []
-        self._claims_of: dict[int, Claimed] = {}
+        self._unsettled: list[tuple[Claimed, Settlement]] = []
         self._report = Report()
         self._stopping = False
         self._chores: list[asyncio.Task[None]] = []
@@ -148,6 +154,19 @@ class Courier:
         self._call(self._finish(seconds))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
+        self._close_database_connections()
+
+    def _close_database_connections(self) -> None:
+        """Each ledger thread has its own, and must close it itself."""
+        together = threading.Barrier(LEDGER_THREADS)
+
+        def close() -> None:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                together.wait(1)  # so that no thread does it twice, and another not at all
+            connection.close()
+
+        for _ in range(LEDGER_THREADS):
+            self._ledger_threads.submit(close)
         self._ledger_threads.shutdown(wait=False)
 
     def _call(self, coroutine: Any) -> Any:
@@ -190,7 +209,7 @@ class Courier:
             if claimed:
                 report.claimed += len(claimed)
                 if len(claimed) == room:
-                    await self._in_thread(doorbell.ring)
+                    await self._in_thread(doorbell.call)
                 continue
             if not self._in_hand:
                 break
@@ -209,8 +228,8 @@ class Courier:
         started = self._loop.time()
         claimed, found = await self._in_thread(_claim, room, self.lease_seconds, rooms, self._last_owner)
         if not claimed:
-            self._last_owner = 0
-            return []
+            was_behind, self._last_owner = self._last_owner, 0
+            return await self._claim(room) if was_behind else []
         self._last_owner = max(mail.owner_id for mail in claimed) if len(found) >= ledger.OWNERS_A_TURN else 0
         for mail in claimed:
             lease = self._leases.setdefault(mail.token, Lease(0, started + self.lease_seconds))
@@ -235,20 +254,32 @@ class Courier:
             task = asyncio.create_task(self._serve(hand))
             self._serving.add(task)
             task.add_done_callback(self._serving.discard)
+        if hand.mails and not hand.sessions and hand not in self._queueing:
+            self._queueing.append(hand)
 
     # Sending ----------------------------------------------------------------------------------------
 
     async def _serve(self, hand: Hand) -> None:
-        """One session's worth of work: mail after mail until the hand is empty."""
+        """One session's worth of work: mail after mail until the hand is empty, or gives way to another hand."""
         try:
             while hand.mails:
                 await self._deliver(hand, hand.mails.popleft())
-            hand.adapt(self._loop.time())
+                if self._queueing:
+                    break
+            if not hand.mails:
+                hand.adapt(self._loop.time())
         finally:
             hand.sessions -= 1
             self._connections -= 1
-            if hand.mails and not hand.sessions:  # filled while the last session was leaving
-                self._set_to_work(hand, hand.route)
+            self._pass_on(hand)
+
+    def _pass_on(self, hand: Hand) -> None:
+        """The free connection goes to whoever waits longest; the hand that gave way waits behind them."""
+        if hand.mails and not hand.sessions:
+            self._queueing.append(hand)
+        while self._queueing and self._connections < settings.WORKER_CONNECTIONS:
+            waiting = self._queueing.popleft()
+            self._set_to_work(waiting, waiting.route)
 
     async def _deliver(self, hand: Hand, mail: Claimed) -> None:
         if self._leases[mail.token].until <= self._loop.time():
@@ -317,8 +348,7 @@ class Courier:
     # Settling ---------------------------------------------------------------------------------------
 
     def _note(self, mail: Claimed, settlement: Settlement) -> None:
-        self._unsettled.append(settlement)
-        self._claims_of[mail.id] = mail
+        self._unsettled.append((mail, settlement))
         self._has_results.set()
 
     async def _settle_results(self) -> None:
@@ -330,13 +360,13 @@ class Courier:
             batch, self._unsettled = self._unsettled, []
             if not batch:
                 continue
-            ours = await self._persistently(_settle, batch, self.worker)
-            for settlement in batch:
-                if settlement.id in ours:
+            ours = await self._persistently(_settle, [settlement for _, settlement in batch], self.worker)
+            for mail, settlement in batch:
+                if mail.id in ours:
                     self._report.count(settlement.status)
                 else:
-                    logger.warning("late_result", extra={"task_id": settlement.id})
-                self._drop(self._claims_of.pop(settlement.id))
+                    logger.warning("late_result", extra={"task_id": mail.id})
+                self._drop(mail)
 
     def _drop(self, mail: Claimed) -> None:
         """No longer in hand."""

@@ -30,7 +30,7 @@ def routes(owners: Iterable[int]) -> dict[int, Route]:
 
 def route(account: SmtpAccount) -> Route:
     unproven = account.state != AccountState.ACTIVE or account.paused_until is not None
-    return Route(relay_of(account), account.max_connections, unproven)
+    return Route(relay_of(account), max(1, account.max_connections), unproven)
 
 
 def relay_of(account: SmtpAccount) -> Relay | None:

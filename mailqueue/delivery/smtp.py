@@ -6,6 +6,7 @@ A session ends a transaction with an Answer, whatever happened; it raises nothin
 """
 
 import asyncio
+import os
 import socket
 import ssl
 import time
@@ -306,7 +307,8 @@ async def _connect(relay: Relay) -> tuple[socket.socket, bool]:
             )
         except OSError as error:  # TimeoutError is one
             sock.close()
-            reason = f"{address} port {relay.port}: {error.strerror or 'timed out'}"
+            why = os.strerror(error.errno).lower() if error.errno else "timed out"
+            reason = f"{address} port {relay.port}: {why}"
         except BaseException:
             sock.close()
             raise
