@@ -37,6 +37,12 @@ def pytest_configure() -> None:
     django.setup()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """Where pytest-django finds this it reads the settings before the lines above have given a worker its own."""
+    os.environ.pop("DJANGO_SETTINGS_MODULE", None)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure() -> None:
     _running.close()

@@ -1,11 +1,11 @@
-"""A real SMTP relay on a loopback socket that misbehaves on request and remembers what it accepted.
+r"""A real SMTP relay on a loopback socket that misbehaves on request and remembers what it accepted.
 
     with Relay() as relay:
         relay.on("rcpt", "451 4.3.0 later", "451 4.3.0 later", to="bob@example.com")   # twice, then 250
         relay.always("dot", RESET, to="eve@example.com")
 
 Steps: connect (the banner), ehlo, starttls, auth, mail, rcpt, data, dot, rset, quit. A reply is one line of text,
-several lines with "\\n" between them, bytes that go out as they are, or a Deed.
+several lines with "\n" between them, bytes that go out as they are, or a Deed.
 """
 
 import asyncio
@@ -87,7 +87,12 @@ class Relay:
         """`users` makes it ask for a login; `certificate` makes it offer STARTTLS; `lenient` lets a bare LF or CR
         around the dot end a mail; `delay` (seconds) comes before each reply."""
         self.pipelining, self.size, self.users, self.auth = pipelining, size, users, auth
-        self.certificate, self.implicit_tls, self.lenient, self.delay = certificate, implicit_tls, lenient, delay
+        self.certificate, self.implicit_tls, self.lenient, self.delay = (
+            certificate,
+            implicit_tls,
+            lenient,
+            delay,
+        )
         self.port = port
         self.accepted: list[Accepted] = []
         self.sessions: list[Log] = []

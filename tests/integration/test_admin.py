@@ -162,7 +162,7 @@ def test_search_finds_by_id_recipient_its_beginning_and_message_id(staff: Client
         ("anna@example.org", "task_recipient"),
         ("anna", "task_recipient"),
         ("4711", "tasks_mailtask_pkey"),
-        (message.new_message_id("ada@example.com"), "task_created"),
+        pytest.param(message.new_message_id("ada@example.com"), "task_created", id="message-id"),
     ],
 )
 def test_what_is_searched_for_is_looked_up_in_an_index(term: str, index: str) -> None:

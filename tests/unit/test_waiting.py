@@ -40,7 +40,7 @@ def task(status: Status, due_at: datetime = BEFORE, last_reply: str = "") -> Mai
     ],
 )
 def test_an_unfinished_task_says_why_it_waits(
-    status: Status, due_at: datetime, account: SmtpAccount, reason: str, until: datetime | None, said: str
+    *, status: Status, due_at: datetime, account: SmtpAccount, reason: str, until: datetime | None, said: str
 ) -> None:
     waiting = explain(task(status, due_at, "451 later"), account, NOW)
     assert waiting is not None
