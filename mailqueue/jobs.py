@@ -8,8 +8,8 @@ from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
-from celery import Task, shared_task
-from celery.signals import task_prerun, worker_process_shutdown, worker_ready
+from celery import Task, current_app, shared_task
+from celery.signals import task_prerun, worker_process_init, worker_process_shutdown, worker_ready
 from django.db import InterfaceError, OperationalError, close_old_connections
 
 from mailqueue import upkeep
@@ -31,7 +31,7 @@ AWAY = (OperationalError, InterfaceError)
 
 @lru_cache
 def _courier() -> Courier:
-    """This process's courier, started at its first drain (never before the fork)."""
+    """This process's courier, started after the fork."""
     return Courier(f"{socket.gethostname()}:{os.getpid()}").start()
 
 
@@ -40,14 +40,13 @@ def drain(self: "Task[Any, Any]") -> dict[str, int]:
     """Sends what is due, for one slice at most; meanwhile this worker is awake, and hears who knocks."""
     end = time.monotonic() + SLICE_SECONDS
     is_listener = doorbell.stay_awake(int(SLICE_SECONDS) + 2)
-    report = Report()
-    while (left := end - time.monotonic()) > 0:
+    report, heard = Report(), True
+    while heard and (left := end - time.monotonic()) > 0:
         doorbell.answer()
         report += _courier().drain(left)
-        if not (is_listener and doorbell.listen(LISTEN_SECONDS)):
-            break
+        heard = is_listener and doorbell.listen(LISTEN_SECONDS)
     if is_listener:
-        doorbell.go_to_sleep()
+        doorbell.go_to_sleep(heard=heard)
     return _keep_if(self, asdict(report), worth=bool(report.claimed))
 
 
@@ -79,6 +78,13 @@ def _keep_if(task: "Task[Any, Any]", result: dict[str, int], *, worth: bool) -> 
     if worth:
         logger.info(task.name, extra=result)
     return result
+
+
+@worker_process_init.connect
+def _warm_up(**_signal: Any) -> None:
+    """A courier takes most of a second to start; no mail should wait for that."""
+    if "drain" in current_app.amqp.queues.consume_from:
+        _courier()
 
 
 @worker_ready.connect

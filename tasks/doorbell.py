@@ -105,11 +105,11 @@ def listen(seconds: float) -> bool:
         return False
 
 
-def go_to_sleep() -> None:
-    """Ends `stay_awake`. Who knocked in that moment is heard by the next worker."""
+def go_to_sleep(*, heard: bool) -> None:
+    """Ends `stay_awake`. Who was `heard` and not answered, or knocked in that moment, gets the next worker."""
     try:
         client().delete(AWAKE)
-        if client().lpop(KNOCK):
+        if heard or client().lpop(KNOCK):
             _publish()
     except _FAILURES as error:
         logger.warning("doorbell_not_answered", extra={"error": repr(error)})
