@@ -95,11 +95,25 @@ class SmtpAccount(models.Model):
     reason = models.CharField(max_length=500, blank=True)
     #: Until then nothing of this account is claimed; afterwards one probe is.
     paused_until = models.DateTimeField(null=True, blank=True)
+    per_second = models.PositiveIntegerField(null=True, blank=True)
+    per_minute = models.PositiveIntegerField(null=True, blank=True)
+    per_hour = models.PositiveIntegerField(null=True, blank=True)
+    per_day = models.PositiveIntegerField(null=True, blank=True)
+    #: The limits above allow the next mail then; written by the courier.
+    limited_until = models.DateTimeField(null=True, blank=True, editable=False)
     #: Account faults in a row; the pause doubles with each.
     faults = models.PositiveSmallIntegerField(default=0)
 
     class Meta:
         verbose_name = "SMTP account"
+        # Which account at its limit may go on next (the courier, when it finds nothing to send).
+        indexes = [
+            models.Index(
+                fields=["limited_until"],
+                name="account_limited",
+                condition=models.Q(limited_until__isnull=False),
+            )
+        ]
 
     def __str__(self) -> str:
         return f"{self.username or 'anonymous'} at {self.host or 'the default relay'}"

@@ -4,6 +4,7 @@ Every name has a NAME_FILE form: the path of a file (a mounted secret) that hold
 """
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class Environment:
     lease_seconds: int
     sweep_interval_seconds: int
     sweep_after_seconds: int
+    domain_limits: dict[str, tuple[int, int]]
     keep_days: int
     worker_connections: int
     worker_concurrency: int
@@ -62,6 +64,17 @@ def _networks(value: str) -> type_networks:
         raise ValidationError(f"{error}.") from error
 
 
+def _rates(value: str) -> dict[str, tuple[int, int]]:
+    """gmail.com=20/s, example.com=1000/h: how many mails within how many seconds, by recipient domain."""
+    found: dict[str, tuple[int, int]] = {}
+    for part in filter(None, map(str.strip, value.split(","))):
+        rate = re.fullmatch(r"([a-z0-9.-]+)=([1-9][0-9]{0,8})/([smhd])", part.lower())
+        if rate is None:
+            raise ValidationError(f"{part} is not of the form domain=20/s (or /m, /h, /d).")
+        found[rate[1]] = (int(rate[2]), {"s": 1, "m": 60, "h": 3600, "d": 86_400}[rate[3]])
+    return found
+
+
 def _fernet_keys(keys: list[str]) -> None:
     if not keys:
         raise ValidationError("Needs one key at least.")
@@ -76,6 +89,7 @@ def read() -> Environment:
     """The environment as typed values, or BadEnvironmentError with every complaint in it."""
     env = FileAwareEnv(eager=False, strip_whitespace=True)
     env.add_parser("networks", _networks)
+    env.add_parser("rates", _rates)
     positive = validate.Range(min=1)
     a_port = validate.Range(min=1, max=65535)
     debug = bool(env.bool("DEBUG", False))
@@ -116,6 +130,7 @@ def read() -> Environment:
         "lease_seconds": env.int("MAIL_LEASE_SECONDS", 120, validate=positive),
         "sweep_interval_seconds": env.int("SWEEP_INTERVAL_SECONDS", 300, validate=positive),
         "sweep_after_seconds": env.int("SWEEP_AFTER_SECONDS", 300, validate=positive),
+        "domain_limits": env.rates("MAIL_DOMAIN_LIMITS", ""),
         "keep_days": env.int("MAIL_KEEP_DAYS", 90, validate=positive),
         "worker_connections": env.int("WORKER_CONNECTIONS", 250, validate=positive),
         "worker_concurrency": env.int("WORKER_CONCURRENCY", 2, validate=positive),

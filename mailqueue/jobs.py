@@ -44,10 +44,15 @@ def drain(self: "Task[Any, Any]") -> dict[str, int]:
     while heard and (left := end - time.monotonic()) > 0:
         doorbell.answer()
         report += _courier().drain(left)
-        heard = is_listener and doorbell.listen(LISTEN_SECONDS)
+        heard = is_listener and _hears(_courier().opens_in())
     if is_listener:
         doorbell.go_to_sleep(heard=heard)
     return _keep_if(self, asdict(report), worth=bool(report.claimed))
+
+
+def _hears(opens_in: float) -> bool:
+    """Whether there is more to do: somebody knocks, or an account that is at its limit may go on."""
+    return doorbell.listen(min(LISTEN_SECONDS, max(opens_in, 0.01))) or opens_in <= LISTEN_SECONDS
 
 
 @shared_task(name="mailqueue.dispatch_due", bind=True)

@@ -22,6 +22,7 @@ from tasks.states import (
     OnUncertain,
     Outcome,
     Phase,
+    PutOff,
     Status,
 )
 
@@ -66,13 +67,15 @@ step(lane, quota, owner_id) AS (
 turn AS MATERIALIZED (
     SELECT step.lane, step.quota, step.owner_id, account.paused_until IS NOT NULL AS is_probe,
            CASE WHEN account.paused_until IS NOT NULL THEN 1
-                ELSE coalesce(held.room, %(room)s) END AS room
+                ELSE least(coalesce(held.room, %(room)s), account.per_second, account.per_minute,
+                           account.per_hour, account.per_day) END AS room
     FROM step
     JOIN accounts_smtpaccount account ON account.owner_id = step.owner_id
     LEFT JOIN unnest(%(owners)s::bigint[], %(rooms)s::int[]) held(owner_id, room) ON held.owner_id = step.owner_id
     WHERE (account.paused_until IS NULL OR account.paused_until <= now() AND NOT EXISTS (
                SELECT 1 FROM tasks_mailtask t
                WHERE t.status = {Status.PROCESSING:d} AND t.owner_id = step.owner_id))
+      AND (account.limited_until IS NULL OR account.limited_until <= now())
       AND coalesce(held.room, %(room)s) > 0
       AND EXISTS (SELECT 1 FROM tasks_mailtask t WHERE {_WAITING} AND t.lane = step.lane
                   AND t.owner_id = step.owner_id AND t.due_at <= now())
@@ -107,8 +110,8 @@ _SETTLE = f"""
 WITH verdict AS (
     SELECT * FROM unnest(%(ids)s::bigint[], %(tokens)s::uuid[], %(statuses)s::smallint[], %(returned)s::smallint[],
         %(waits)s::float8[], %(reasons)s::smallint[], %(outcomes)s::smallint[], %(phases)s::smallint[],
-        %(codes)s::smallint[], %(replies)s::text[], %(durations)s::int[])
-    AS v(id, token, status, returned, wait, reason, outcome, phase, code, reply, duration_ms)
+        %(codes)s::smallint[], %(replies)s::text[], %(durations)s::int[], %(puts_off)s::smallint[])
+    AS v(id, token, status, returned, wait, reason, outcome, phase, code, reply, duration_ms, put_off)
 ),
 moved AS (
     UPDATE tasks_mailtask t
@@ -116,7 +119,8 @@ moved AS (
         due_at = CASE WHEN v.wait IS NULL THEN t.due_at ELSE now() + make_interval(secs => v.wait) END,
         started_at = CASE WHEN t.try_count > v.returned THEN t.started_at END,
         finished_at = CASE WHEN v.status IN ({Status.SUCCESS:d}, {Status.CANCELLED:d}) THEN now() END,
-        last_reply = v.reply, lease_until = NULL, claim_token = NULL, moved_at = now()
+        last_reply = CASE WHEN v.put_off IS NULL THEN v.reply ELSE t.last_reply END,
+        put_off = v.put_off, lease_until = NULL, claim_token = NULL, moved_at = now()
     FROM verdict v WHERE t.id = v.id AND t.claim_token = v.token AND t.status = {Status.PROCESSING:d}
     RETURNING t.id, t.try_count + v.returned AS number, v.outcome, v.phase, v.code, v.reply, v.duration_ms
 ),
@@ -165,6 +169,7 @@ class Settlement:
     code: int | None = None
     reply: str = ""
     duration_ms: int = 0
+    put_off: PutOff | None = None
 
 
 def enter(task: MailTask, raw: bytes) -> bool:
@@ -258,6 +263,7 @@ def settle(settlements: Sequence[Settlement], worker: str) -> set[int]:
                 "codes": [one.code for one in settlements],
                 "replies": [one.reply for one in settlements],
                 "durations": [one.duration_ms for one in settlements],
+                "puts_off": [_stored(one.put_off) for one in settlements],
             },
         )
         return {row[0] for row in cursor.fetchall()}
@@ -341,6 +347,7 @@ def requeue(tasks: MailTaskQuerySet) -> int:
         finished_at=None,
         try_count=0,
         lost_count=0,
+        put_off=None,
         due_at=Now(),
         moved_at=Now(),
         expires_at=Case(When(expires_at__lte=Now(), then=None), default=F("expires_at")),

@@ -8,7 +8,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from accounts.models import User
-from tasks.states import CancelReason, Lane, OnUncertain, Outcome, Phase, Status
+from tasks.states import CancelReason, Lane, OnUncertain, Outcome, Phase, PutOff, Status
 
 _IS_WAITING = Q(status__in=[Status.QUEUED, Status.FAILED, Status.SCHEDULED])
 
@@ -22,9 +22,10 @@ class MailTaskQuerySet(models.QuerySet["MailTask"]):
         return self.filter(_IS_WAITING)
 
     def due(self) -> Self:
-        """Its time has come, and its account is not paused."""
+        """Its time has come, and its account is neither paused nor at its limit."""
         open_account = Q(owner__smtp__paused_until=None) | Q(owner__smtp__paused_until__lte=Now())
-        return self.waiting().filter(open_account, due_at__lte=Now())
+        free_account = Q(owner__smtp__limited_until=None) | Q(owner__smtp__limited_until__lte=Now())
+        return self.waiting().filter(open_account, free_account, due_at__lte=Now())
 
     def failures(self) -> Self:
         """Waiting for another try, or cancelled after failing: the dead-letter list."""
@@ -46,6 +47,7 @@ class MailTask(models.Model):
     max_tries = models.SmallIntegerField()
     cancel_reason = models.SmallIntegerField(choices=CancelReason, null=True)
     on_uncertain = models.SmallIntegerField(choices=OnUncertain, default=OnUncertain.RETRY)
+    put_off = models.SmallIntegerField(choices=PutOff, null=True)
     #: How often a worker died with it in hand.
     lost_count = models.SmallIntegerField(default=0)
     #: From then on a worker may take it: the acceptance, the schedule or the next attempt.

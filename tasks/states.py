@@ -45,6 +45,13 @@ class OnUncertain(models.IntegerChoices):
     ACCEPT = 2, "accept"  # take it as sent
 
 
+class PutOff(models.IntegerChoices):
+    """Why a mail that was claimed went back unsent, and waits though nothing failed."""
+
+    ACCOUNT_LIMIT = 0, "account_limit"  # its account has sent as much as it may for now
+    DOMAIN_LIMIT = 1, "domain_limit"  # so has everybody to this recipient's domain
+
+
 class Phase(models.IntegerChoices):
     """How far a transaction came; up to DATA and BODY the mail was surely not sent."""
 

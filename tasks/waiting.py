@@ -5,7 +5,7 @@ from typing import TypedDict
 
 from accounts.models import SmtpAccount
 from tasks.models import MailTask
-from tasks.states import WAITING, Status
+from tasks.states import WAITING, PutOff, Status
 
 
 class Waiting(TypedDict):
@@ -27,12 +27,19 @@ def explain(task: MailTask, account: SmtpAccount, now: datetime) -> Waiting | No
         return None
     if task.due_at > now and task.status == Status.SCHEDULED:
         return _waiting(task, "scheduled", task.due_at, "Its time has not come.")
+    if task.due_at > now and task.put_off == PutOff.DOMAIN_LIMIT:
+        domain = task.recipient.rpartition("@")[2]
+        return _waiting(task, "domain_limit", task.due_at, f"No more mail may go to {domain} just now.")
     if task.due_at > now and task.status == Status.FAILED:
         return _waiting(task, "retry", task.due_at, task.last_reply)
     if account.paused_until is not None:
         why = f"The SMTP account is paused: {account.reason}. No try is used up; it goes on after that time, "
         return _waiting(
             task, "account_paused", account.paused_until, why + "or at once after a successful SMTP test."
+        )
+    if account.limited_until is not None and account.limited_until > now:
+        return _waiting(
+            task, "account_limit", account.limited_until, "The SMTP account is at its limit for now."
         )
     if task.due_at > now:
         return _waiting(task, "retry", task.due_at, task.last_reply)

@@ -97,6 +97,15 @@ class RegisterSerializer(RelaySerializer):
         return attrs
 
 
+class LimitsSerializer(serializers.Serializer[SmtpAccount]):
+    """How many mails the account may send within any such time; null is no limit. Mail beyond it waits."""
+
+    per_second = serializers.IntegerField(min_value=1, max_value=1_000_000, required=False, allow_null=True)
+    per_minute = serializers.IntegerField(min_value=1, max_value=1_000_000, required=False, allow_null=True)
+    per_hour = serializers.IntegerField(min_value=1, max_value=10_000_000, required=False, allow_null=True)
+    per_day = serializers.IntegerField(min_value=1, max_value=100_000_000, required=False, allow_null=True)
+
+
 class ChangeSerializer(RelaySerializer):
     """What PATCH may change; an empty host goes back to the default relay."""
 
@@ -111,12 +120,14 @@ class ChangeSerializer(RelaySerializer):
     max_connections = serializers.IntegerField(
         source="smtp.max_connections", min_value=1, max_value=100, required=False
     )
+    limits = LimitsSerializer(required=False)
     password = Password(required=False)
 
     instance: User
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         smtp, account = attrs.setdefault("smtp", {}), self.instance.smtp
+        smtp |= attrs.pop("limits", {})
         if not smtp.get("host", "unchanged"):
             smtp |= _default_relay()
         elif account.uses_default_relay and smtp.keys() & RELAY.values():
@@ -183,6 +194,7 @@ class UserSerializer(RegisteredSerializer):
     smtp_security = serializers.ChoiceField(source="smtp.security", choices=Security.choices)
     from_email = serializers.EmailField(source="smtp.from_email")
     max_connections = serializers.IntegerField(source="smtp.max_connections")
+    limits = LimitsSerializer(source="smtp")
     account = AccountSerializer(source="smtp")
     created_at = serializers.DateTimeField()
 

@@ -46,11 +46,13 @@ EXAMPLE_USER = {
     "smtp_security": "auto",
     "from_email": "ada@example.com",
     "max_connections": 10,
+    "limits": {"per_second": 5, "per_minute": None, "per_hour": None, "per_day": 2000},
     "account": {"state": "unverified", "reason": "", "until": None},
     "created_at": "2030-01-31T12:00:00Z",
 }
 #: A change of these has to prove itself to the relay again.
 RELAY_FIELDS = {"host", "port", "username", "password", "security"}
+LIMITS = {"per_second", "per_minute", "per_hour", "per_day"}
 REOPENED = ["state", "reason", "paused_until", "faults"]
 
 
@@ -229,6 +231,9 @@ def _change(pk: int, smtp: dict[str, Any], password: str | None = None) -> None:
     for name, value in smtp.items():
         setattr(account, name, value)
     changed = {"sealed_password" if name == "password" else name for name in smtp}
+    if smtp.keys() & LIMITS:
+        account.limited_until = None
+        changed.add("limited_until")
     if smtp.keys() & RELAY_FIELDS:
         account.reopen()
         changed.update(REOPENED)

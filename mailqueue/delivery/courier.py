@@ -8,6 +8,7 @@ database must not stop the loop.
 import asyncio
 import contextlib
 import logging
+import math
 import threading
 import time
 import uuid
@@ -23,10 +24,10 @@ from django.conf import settings
 from django.db import DatabaseError, InterfaceError, OperationalError, connection
 from django.utils import timezone
 
-from mailqueue.delivery import breaker, replies, retry
+from mailqueue.delivery import breaker, limits, replies, retry
 from mailqueue.delivery.pool import Pool
 from mailqueue.delivery.replies import Answer, Fault, Meaning, Verdict
-from mailqueue.delivery.routes import Route, routes
+from mailqueue.delivery.routes import Route, accounts_of, route
 from mailqueue.delivery.smtp import Relay, SessionError
 from tasks import doorbell, ledger
 from tasks.ledger import Claimed, Settlement
@@ -125,6 +126,8 @@ class Courier:
         #: Hands that have mails and no session, for want of a connection.
         self._queueing: deque[Hand] = deque()
         self._last_owner = 0
+        #: When the first account that is at its limit may send again (the loop's seconds).
+        self._opens_at = math.inf
         self._unsettled: list[tuple[Claimed, Settlement]] = []
         self._report = Report()
         self._stopping = False
@@ -142,6 +145,10 @@ class Courier:
         """Sends what is due until nothing is, or for `seconds`; what hangs then goes on by itself."""
         report: Report = self._call(self._drain(seconds))
         return report
+
+    def opens_in(self) -> float:
+        """Seconds until an account that is at its limit may send again; infinite if none is known to be."""
+        return max(0.0, self._opens_at - self._loop.time())
 
     def aside(self, deed: Callable[[], T]) -> T:
         """Does something with the ledger on the courier's own connection, through restarts of PostgreSQL."""
@@ -196,6 +203,7 @@ class Courier:
 
     async def _drain(self, seconds: float) -> Report:
         self._report = report = Report()
+        self._opens_at = math.inf
         end = self._loop.time() + seconds
         while self._loop.time() < end and not self._stopping:
             self._progress.clear()
@@ -226,7 +234,11 @@ class Courier:
     async def _claim(self, room: int) -> list[Claimed]:
         rooms = {hand.owner_id: hand.room() for hand in self._hands.values()}
         started = self._loop.time()
-        claimed, found = await self._in_thread(_claim, room, self.lease_seconds, rooms, self._last_owner)
+        claimed, found, opens_in = await self._in_thread(
+            _claim, room, self.lease_seconds, rooms, self._last_owner, self.worker
+        )
+        if opens_in is not None:
+            self._opens_at = min(self._opens_at, self._loop.time() + opens_in)
         if not claimed:
             was_behind, self._last_owner = self._last_owner, 0
             return await self._claim(room) if was_behind else []
@@ -240,8 +252,8 @@ class Courier:
             hand.mails.append(mail)
             hand.held += 1
         self._in_hand += len(claimed)
-        for owner_id, route in found.items():
-            self._set_to_work(self._hands[owner_id], route)
+        for owner_id, its_route in found.items():
+            self._set_to_work(self._hands[owner_id], its_route)
         return claimed
 
     def _set_to_work(self, hand: Hand, route: Route) -> None:
@@ -427,10 +439,21 @@ def _with_connection(deed: Callable[P, T], *args: P.args, **kwargs: P.kwargs) ->
 
 
 def _claim(
-    limit: int, lease_seconds: float, rooms: dict[int, int], after: int
-) -> tuple[list[Claimed], dict[int, Route]]:
+    limit: int, lease_seconds: float, rooms: dict[int, int], after: int, worker: str
+) -> tuple[list[Claimed], dict[int, Route], float | None]:
+    """The mails that may go now, their owners' routes, and after how many seconds an account opens that is at its
+    limit. What may not go is back in the ledger, its account closed first so that nobody claims it again at once."""
     claimed = ledger.claim(limit, lease_seconds, room=FIRST_HAND, rooms=rooms, after=after)
-    return claimed, routes(mail.owner_id for mail in claimed) if claimed else {}
+    if not claimed:
+        return [], {}, limits.next_opening()
+    accounts = accounts_of(mail.owner_id for mail in claimed)
+    admission = limits.admit(claimed, accounts)
+    limits.close_accounts(admission.closed)
+    if admission.put_off:
+        ledger.settle(admission.put_off, worker)
+    owners = {mail.owner_id for mail in admission.admitted}
+    found = {owner_id: route(accounts[owner_id]) for owner_id in owners}
+    return admission.admitted, found, min(admission.closed.values(), default=None)
 
 
 def _settle(batch: list[Settlement], worker: str) -> set[int]:

@@ -21,11 +21,9 @@ class Route:
     is_unproven: bool
 
 
-def routes(owners: Iterable[int]) -> dict[int, Route]:
-    """The owners' routes, read anew so that a change counts from the next claim on."""
-    return {
-        account.owner_id: route(account) for account in SmtpAccount.objects.filter(owner_id__in=set(owners))
-    }
+def accounts_of(owners: Iterable[int]) -> dict[int, SmtpAccount]:
+    """The owners' accounts, read anew so that a change counts from the next claim on."""
+    return {account.owner_id: account for account in SmtpAccount.objects.filter(owner_id__in=set(owners))}
 
 
 def route(account: SmtpAccount) -> Route:

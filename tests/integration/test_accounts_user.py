@@ -67,6 +67,7 @@ def test_a_user_reads_their_account_without_any_password(user):
         "smtp_security": "auto",
         "from_email": user.email,
         "max_connections": 10,
+        "limits": {"per_second": None, "per_minute": None, "per_hour": None, "per_day": None},
         "account": {
             "state": "paused",
             "reason": "535 wrong password",
