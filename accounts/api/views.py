@@ -46,12 +46,29 @@ EXAMPLE_USER = {
     "smtp_security": "auto",
     "from_email": "ada@example.com",
     "max_connections": 10,
-    "account": {"state": "unverified", "reason": "", "until": None},
+    "account": {
+        "state": "active",
+        "reason": "",
+        "until": None,
+        "history": [
+            {
+                "at": "2030-01-31T12:20:00Z",
+                "what": "resumed",
+                "reason": "The SMTP test succeeded.",
+                "until": None,
+            },
+            {
+                "at": "2030-01-31T12:10:00Z",
+                "what": "paused",
+                "reason": "535 5.7.8 wrong name or password",
+                "until": "2030-01-31T12:25:00Z",
+            },
+        ],
+    },
     "created_at": "2030-01-31T12:00:00Z",
 }
 #: A change of these has to prove itself to the relay again.
 RELAY_FIELDS = {"host", "port", "username", "password", "security"}
-REOPENED = ["state", "reason", "paused_until", "faults"]
 
 
 class OpenView(APIView):
@@ -231,7 +248,7 @@ def _change(pk: int, smtp: dict[str, Any], password: str | None = None) -> None:
     changed = {"sealed_password" if name == "password" else name for name in smtp}
     if smtp.keys() & RELAY_FIELDS:
         account.reopen()
-        changed.update(REOPENED)
+        changed.update(SmtpAccount.REOPENED)
     if changed:
         account.save(update_fields=changed)
     if password is not None:

@@ -14,7 +14,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from random import uniform
 from typing import Any, ParamSpec, TypeVar
 
@@ -286,9 +286,9 @@ class Courier:
             # We slept through our lease: another worker may have it.
             self._drop(mail)
             return
-        started = time.monotonic()
+        started, route = time.monotonic(), hand.route
         try:
-            answer = await self._transact(hand.route.relay, mail)
+            answer = await self._transact(route.relay, mail)
             verdict = replies.read(answer)
         except Exception:
             # Put off and counted first, so that a mail that makes us raise stops nobody, then told.
@@ -296,12 +296,9 @@ class Courier:
             answer = Answer(Phase.CONNECT, text="The service failed while sending; its log says why.")
             verdict = Verdict(Meaning.TEMPORARY)
         duration_ms = int((time.monotonic() - started) * 1000)
-        if verdict.meaning in (Meaning.ACCOUNT, Meaning.THROTTLED):
-            await self._park(hand, mail, answer, verdict.meaning)
+        if await self._account_must_wait(hand, route, answer, verdict.meaning):
+            self._park(hand, mail, answer)
             return
-        if hand.route.is_unproven and verdict.meaning is Meaning.ACCEPTED:
-            hand.route = Route(hand.route.relay, hand.route.max_connections, is_unproven=False)
-            await self._persistently(breaker.close, hand.owner_id)
         self._note(
             mail,
             retry.conclude(
@@ -332,9 +329,25 @@ class Courier:
             if not (was_kept and is_gone and answer.phase in (Phase.MAIL, Phase.RCPT)):
                 return answer
 
-    async def _park(self, hand: Hand, mail: Claimed, answer: Answer, meaning: Meaning) -> None:
-        """The account is at fault: its breaker opens, then its mails go back as they were."""
-        await self._persistently(breaker.trip, hand.owner_id, answer, meaning)
+    async def _account_must_wait(self, hand: Hand, route: Route, answer: Answer, meaning: Meaning) -> bool:
+        """Tells the breaker what it has to know of this answer, which is nothing of most; whether it is open.
+
+        `route` is the one that was used; the hand may have been given another since.
+        """
+        if breaker.concerns(answer, meaning):
+            hand.route = replace(hand.route, has_missed=True)
+            return await self._persistently(breaker.trip, hand.owner_id, route.relay, answer, meaning)
+        if meaning is Meaning.ACCEPTED and (hand.route.is_unproven or hand.route.has_missed):
+            # Before the wait, so that the sessions beside this one do not tell it too.
+            hand.route = replace(hand.route, is_unproven=False, has_missed=False)
+            await self._persistently(breaker.close, hand.owner_id, route.relay, "The relay took a mail.")
+        elif answer.code is not None and hand.route.has_missed:
+            hand.route = replace(hand.route, has_missed=False)
+            await self._persistently(breaker.answered, hand.owner_id)
+        return False
+
+    def _park(self, hand: Hand, mail: Claimed, answer: Answer) -> None:
+        """The account is at fault, and its breaker open: its mails go back as they were."""
         for one in [mail, *hand.mails]:
             self._note(one, retry.put_back(one, str(answer)))
         hand.mails.clear()

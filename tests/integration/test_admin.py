@@ -13,7 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
-from accounts.models import AccountState, User
+from accounts.models import AccountChange, AccountState, SmtpAccount, User
 from tasks import message
 from tasks.admin import MailTaskAdmin
 from tasks.admin_queries import BoundedPaginator, ListedTasks
@@ -357,6 +357,16 @@ def test_reopen_lets_a_paused_account_try_again(staff: Client) -> None:
     assert "1 reopened." in staff.post("/admin/accounts/smtpaccount/", chosen, follow=True).content.decode()
     paused.smtp.refresh_from_db()
     assert (paused.smtp.state, paused.smtp.paused_until) == (AccountState.UNVERIFIED, None)
+
+
+def test_an_accounts_history_is_shown_newest_first(staff: Client) -> None:
+    paused = UserFactory()
+    SmtpAccount.objects.filter(owner=paused).update(paused_until=timezone.now())
+    paused.smtp.note(AccountChange.PAUSED, "535 5.7.8 <no>", timezone.now())
+    chosen = {"action": "reopen", "_selected_action": [paused.pk]}
+    staff.post("/admin/accounts/smtpaccount/", chosen)
+    shown = page(staff, f"/admin/accounts/smtpaccount/{paused.pk}/change/")
+    assert shown.index("Staff reopened it.") < shown.index("535 5.7.8 &lt;no&gt;")
 
 
 @pytest.mark.parametrize("model", ["outstandingtoken", "blacklistedtoken"])
