@@ -243,6 +243,18 @@ def test_cancel_and_retry_say_how_many_they_changed(staff: Client) -> None:
     assert states == {queued.pk: Status.QUEUED, sent.pk: Status.SUCCESS, cancelled.pk: Status.QUEUED}
 
 
+def test_what_is_uncertain_is_accepted_or_sent_again_and_nothing_else_is(staff: Client) -> None:
+    held = [MailFactory(status=Status.UNCERTAIN) for _ in range(2)]
+    failed, cancelled = MailFactory(status=Status.FAILED), MailFactory(status=Status.CANCELLED)
+    accepted = act(staff, "accept", [held[0], failed, cancelled])
+    assert "1 of 3 accepted as sent. 2 could not be, in the state they are in." in accepted
+    assert "1 of 4 queued again." in act(staff, "send_again", [*held, failed, cancelled])
+    for task in (*held, failed, cancelled):
+        task.refresh_from_db()
+    assert [task.status for task in held] == [Status.SUCCESS, Status.QUEUED]
+    assert (failed.status, cancelled.status) == (Status.FAILED, Status.CANCELLED)
+
+
 def test_actions_reach_all_that_is_filtered_for_when_all_is_chosen(staff: Client) -> None:
     MailFactory.create_batch(3)
     bulk = MailFactory(lane=Lane.BULK)
