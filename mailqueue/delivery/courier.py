@@ -23,7 +23,7 @@ from django.conf import settings
 from django.db import DatabaseError, InterfaceError, OperationalError, connection
 from django.utils import timezone
 
-from mailqueue.delivery import breaker, replies, retry
+from mailqueue.delivery import breaker, magic, replies, retry
 from mailqueue.delivery.pool import Pool
 from mailqueue.delivery.replies import Answer, Fault, Meaning, Verdict
 from mailqueue.delivery.routes import Route, routes
@@ -286,9 +286,9 @@ class Courier:
             # We slept through our lease: another worker may have it.
             self._drop(mail)
             return
-        started, route = time.monotonic(), hand.route
+        started, route, is_magic = time.monotonic(), hand.route, magic.is_magic(mail.recipient)
         try:
-            answer = await self._transact(route.relay, mail)
+            answer = await (self._conjure(mail) if is_magic else self._transact(route.relay, mail))
             verdict = replies.read(answer)
         except Exception:
             # Put off and counted first, so that a mail that makes us raise stops nobody, then told.
@@ -296,7 +296,7 @@ class Courier:
             answer = Answer(Phase.CONNECT, text="The service failed while sending; its log says why.")
             verdict = Verdict(Meaning.TEMPORARY)
         duration_ms = int((time.monotonic() - started) * 1000)
-        if await self._account_must_wait(hand, route, answer, verdict.meaning):
+        if not is_magic and await self._account_must_wait(hand, route, answer, verdict.meaning):
             self._park(hand, mail, answer)
             return
         self._note(
@@ -328,6 +328,13 @@ class Courier:
             is_gone = answer.fault is Fault.LOST or answer.code == 421
             if not (was_kept and is_gone and answer.phase in (Phase.MAIL, Phase.RCPT)):
                 return answer
+
+    async def _conjure(self, mail: Claimed) -> Answer:
+        """What the magic address says, which is nothing about the account; taken means kept in the sandbox."""
+        answer = await magic.answer(mail.recipient, mail.try_count)
+        if answer is magic.TAKEN:
+            await self._persistently(magic.announce, mail.sender, mail.recipient, mail.raw)
+        return answer
 
     async def _account_must_wait(self, hand: Hand, route: Route, answer: Answer, meaning: Meaning) -> bool:
         """Tells the breaker what it has to know of this answer, which is nothing of most; whether it is open.
