@@ -30,7 +30,7 @@ from mailqueue.delivery.routes import Route, routes
 from mailqueue.delivery.smtp import Relay, SessionError
 from tasks import doorbell, ledger
 from tasks.ledger import Claimed, Settlement
-from tasks.states import Phase, Status
+from tasks.states import Outcome, Phase, Status
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,8 @@ FIRST_HAND, LARGEST_HAND = 50, 400
 LINGER = 0.005
 #: How long (seconds) a claim that found nothing is not repeated while mails are still being sent.
 PAUSE_BETWEEN_CLAIMS = 0.02
+#: A mail to be tried again whose settlement could not be written as it was waits this long (seconds).
+UNWRITTEN_WAIT = 3600.0
 #: One claims while the other settles.
 LEDGER_THREADS = 2
 
@@ -460,7 +462,26 @@ def _settle(batch: list[Settlement], worker: str) -> set[int]:
     except (OperationalError, InterfaceError):
         raise
     except DatabaseError:
-        logger.exception("settlement_refused", extra={"count": len(batch)})
+        logger.exception("settlement_refused", extra={"task_ids": [one.id for one in batch]})
         if len(batch) == 1:
-            return set()
+            return _settle_plainly(batch[0], worker)
         return set().union(*(_settle([one], worker) for one in batch))
+
+
+def _settle_plainly(refused: Settlement, worker: str) -> set[int]:
+    """The verdict without anything that the relay has said; if that is refused too, a person decides.
+
+    Left in process it would be rescued, sent and refused again, for ever.
+    """
+    why = "The database refused what the relay said; the log has it."
+    plain = replace(
+        refused, wait=refused.wait and UNWRITTEN_WAIT, phase=None, code=None, reply=why, duration_ms=0
+    )
+    held = Settlement(refused.id, refused.token, Status.UNCERTAIN, outcome=Outcome.UNCERTAIN, reply=why)
+    try:
+        return ledger.settle([plain], worker)
+    except (OperationalError, InterfaceError):
+        raise
+    except DatabaseError:
+        logger.exception("settlement_refused", extra={"task_ids": [refused.id]})
+        return ledger.settle([held], worker)
