@@ -138,6 +138,17 @@ def test_a_probe_that_fails_doubles_the_pause_up_to_a_quarter_of_an_hour() -> No
     assert pauses == [60, 120, 240, 480, 900, 900]
 
 
+def test_a_probe_is_tried_once_whatever_was_wrong_before() -> None:
+    owner = sending_user(9)
+    relay = relay_of(account_of(owner))
+    breaker.trip(owner.pk, relay, Answer(Phase.AUTH, 535, "5.7.8 no"), Meaning.ACCOUNT)
+    a_while_later()
+    assert miss(owner, 1) == [True]
+    account = account_of(owner)
+    assert (account.faults, account.missed) == (2, 0)
+    assert account.paused_until > timezone.now()  # type: ignore[operator]
+
+
 def test_one_probe_that_arrives_lets_all_go(courier: Courier) -> None:
     with Relay() as relay:
         port = relay.port
