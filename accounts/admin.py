@@ -11,7 +11,8 @@ from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
-from django.utils.html import format_html
+from django.utils.formats import date_format
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from rest_framework_simplejwt.token_blacklist.models import BlacklistedToken, OutstandingToken
 from unfold.admin import ModelAdmin
@@ -19,12 +20,13 @@ from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationFo
 from unfold.utils import display_for_label
 from unfold.widgets import UnfoldAdminPasswordWidget
 
-from accounts.models import AccountState, SmtpAccount, User
+from accounts.models import AccountChange, AccountState, SmtpAccount, User
 
 STATE_COLOURS = {
     AccountState.UNVERIFIED.label: "info",
     AccountState.ACTIVE.label: "success",
     AccountState.PAUSED.label: "warning",
+    AccountChange.RESUMED.label: "success",
 }
 
 for shown_by_others in (Group, OutstandingToken, BlacklistedToken):
@@ -141,10 +143,11 @@ class SmtpAccountAdmin(ModelAdmin):
     ordering = ("-owner_id",)
     sortable_by = ("host",)
     show_full_result_count = False
-    readonly_fields = ("owner", "shown_state", "reason", "paused_until", "faults")
+    readonly_fields = ("owner", "shown_state", "reason", "paused_until", "faults", "history")
     actions = ("reopen",)
     fieldsets = (
         (None, {"fields": (("owner", "shown_state"), "reason", ("paused_until", "faults"))}),
+        ("History", {"fields": ("history",), "classes": ("tab",)}),
         (
             "Relay",
             {
@@ -171,6 +174,23 @@ class SmtpAccountAdmin(ModelAdmin):
     def shown_state(self, account: SmtpAccount) -> SafeString:
         return _label(account)
 
+    @admin.display(description="paused and resumed")
+    def history(self, account: SmtpAccount) -> SafeString:
+        """Not an inline: this page's form is about the settings, and nobody edits what has happened."""
+        rows = (
+            (
+                date_format(event.at, "SHORT_DATETIME_FORMAT"),
+                SafeString(display_for_label(AccountChange(event.what).label, "", STATE_COLOURS)),
+                event.reason,
+                f"until {date_format(event.until, 'SHORT_DATETIME_FORMAT')}" if event.until else "",
+            )
+            for event in account.events.all()
+        )
+        cell = '<td class="pr-4 py-1 align-top{}">{{}}</td>'
+        row = cell.format(" whitespace-nowrap") * 2 + cell.format("") + cell.format(" whitespace-nowrap")
+        shown = format_html_join("", f"<tr>{row}</tr>", rows)
+        return format_html("<table>{}</table>", shown) if shown else SafeString("—")
+
     def save_model(
         self, request: HttpRequest, obj: SmtpAccount, form: forms.ModelForm[SmtpAccount], change: bool
     ) -> None:
@@ -182,6 +202,8 @@ class SmtpAccountAdmin(ModelAdmin):
 
     @admin.action(description="Reopen: forget what went wrong and try again", permissions=["change"])
     def reopen(self, request: HttpRequest, accounts: QuerySet[SmtpAccount]) -> None:
-        for account in accounts:
-            account.reopen().save(update_fields=["state", "reason", "paused_until", "faults"])
+        with transaction.atomic():
+            # Ordered and locked, for couriers write these rows meanwhile; none of the joins for the list.
+            for account in accounts.select_related(None).select_for_update().order_by("pk"):
+                account.reopen("Staff reopened it.").save(update_fields=SmtpAccount.REOPENED)
         self.message_user(request, f"{len(accounts)} reopened.", messages.SUCCESS)

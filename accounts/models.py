@@ -1,5 +1,6 @@
 """Who may use the service, and through which relay their mail goes."""
 
+from datetime import datetime
 from typing import Any, ClassVar, Self
 
 from django.contrib.auth.models import AbstractBaseUser, BaseUserManager, PermissionsMixin
@@ -8,6 +9,9 @@ from django.dispatch import Signal
 from django.utils import timezone
 
 from accounts.sealing import seal, unseal
+
+#: How many events of an account are kept, and how many its owner is shown.
+KEPT_EVENTS, SHOWN_EVENTS = 50, 10
 
 #: Sent inside the transaction that closes an account; what waits in the ledger is cancelled by its receiver.
 account_closed = Signal()
@@ -103,6 +107,11 @@ class SmtpAccount(models.Model):
     limited_until = models.DateTimeField(null=True, blank=True, editable=False)
     #: Account faults in a row; the pause doubles with each.
     faults = models.PositiveSmallIntegerField(default=0)
+    #: Failed connections in a row, over all workers. Written when one fails, and once when the relay answers again.
+    missed = models.PositiveSmallIntegerField(default=0, db_default=0)
+
+    #: What reopen() changes.
+    REOPENED = ("state", "reason", "paused_until", "faults", "missed")
 
     class Meta:
         verbose_name = "SMTP account"
@@ -130,7 +139,48 @@ class SmtpAccount(models.Model):
     def uses_default_relay(self) -> bool:
         return not self.host
 
-    def reopen(self) -> Self:
-        """Forgets what went wrong, as after new settings: nothing is proven, everything may be tried."""
-        self.state, self.reason, self.paused_until, self.faults = AccountState.UNVERIFIED, "", None, 0
+    @property
+    def history(self) -> "list[AccountEvent]":
+        """When it was paused and resumed, the newest first."""
+        return list(self.events.all()[:SHOWN_EVENTS])
+
+    def reopen(self, why: str = "The SMTP settings were changed.") -> Self:
+        """Forgets what went wrong: nothing is proven, everything may be tried. The caller saves REOPENED, in the
+        same transaction."""
+        if self.paused_until is not None:
+            self.note(AccountChange.RESUMED, why)
+        self.state, self.reason, self.paused_until, self.faults, self.missed = (
+            AccountState.UNVERIFIED, "", None, 0, 0,
+        )  # fmt: skip
         return self
+
+    def note(self, what: "AccountChange", reason: str, until: datetime | None = None) -> None:
+        """Writes it into the account's history, and lets go of what is too old to be shown to anybody."""
+        self.events.create(what=what, reason=reason[:500], until=until)
+        self.events.filter(id__in=list(self.events.values_list("id", flat=True)[KEPT_EVENTS:])).delete()
+
+
+class AccountChange(models.TextChoices):
+    PAUSED = "paused", "paused"  # the breaker opened, or stays open after a probe that failed
+    RESUMED = "resumed", "resumed"  # the breaker closed
+
+
+class AccountEvent(models.Model):
+    """One opening or closing of an account's breaker, for its owner to read."""
+
+    id = models.BigAutoField(primary_key=True)
+    account = models.ForeignKey(SmtpAccount, on_delete=models.CASCADE, related_name="events", db_index=False)
+    at = models.DateTimeField(default=timezone.now)
+    what = models.CharField(max_length=10, choices=AccountChange)
+    #: What was wrong, or what has mended it.
+    reason = models.CharField(max_length=500)
+    #: The end of the pause.
+    until = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering = ["-id"]
+        # GET /user/{id} and the admin: an account's newest.
+        indexes = [models.Index("account", models.F("id").desc(), name="account_history")]
+
+    def __str__(self) -> str:
+        return f"{self.what} at {self.at:%Y-%m-%d %H:%M}"

@@ -36,9 +36,10 @@ class SmtpTestView(APIView):
         A success closes the account's breaker: what waits is sent within seconds.
         """
         account = get_object_or_404(SmtpAccount, owner=request.user, owner_id=pk)
-        answer = asyncio.run(_test(relay_of(account)))
+        relay = relay_of(account)
+        answer = asyncio.run(_test(relay))
         if answer.fault is None and answer.code is None:
-            breaker.close(account.owner_id)
+            breaker.close(account.owner_id, relay, "The SMTP test succeeded.")
             doorbell.ring()
             return Response({"ok": True, "phase": Phase.AUTH.label, "code": None, "reply": ""})
         return Response({"ok": False, "phase": answer.phase.label, "code": answer.code, "reply": str(answer)})

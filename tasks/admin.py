@@ -1,4 +1,4 @@
-"""The ledger in the admin: to look at, and to retry or cancel with the API's own verbs."""
+"""The ledger in the admin: to look at, and to retry, cancel or resolve with the API's own verbs."""
 
 from email import message_from_bytes, policy
 from typing import Any, cast
@@ -98,7 +98,7 @@ class MailTaskAdmin(ReadOnly, ModelAdmin):
     date_hierarchy = "created_at"
     search_fields = ("recipient",)  # shows the box; found_by() answers it
     search_help_text = "Id, Message-ID or start of recipient"
-    actions = ("retry", "cancel")
+    actions = ("retry", "cancel", "accept", "send_again")
     inlines = (AttemptInline,)
     fieldsets = (
         (
@@ -202,6 +202,14 @@ class MailTaskAdmin(ReadOnly, ModelAdmin):
     @admin.action(description="Cancel what waits", permissions=["operate"])
     def cancel(self, request: HttpRequest, tasks: MailTaskQuerySet) -> None:
         self._tell(request, "cancelled", tasks.count(), submission.cancel(tasks))
+
+    @admin.action(description="Uncertain: accept as sent", permissions=["operate"])
+    def accept(self, request: HttpRequest, tasks: MailTaskQuerySet) -> None:
+        self._tell(request, "accepted as sent", tasks.count(), submission.accept(tasks))
+
+    @admin.action(description="Uncertain: send again", permissions=["operate"])
+    def send_again(self, request: HttpRequest, tasks: MailTaskQuerySet) -> None:
+        self._tell(request, "queued again", tasks.count(), submission.send_again(tasks))
 
     def _tell(self, request: HttpRequest, done: str, chosen: int, changed: int) -> None:
         text = f"{changed} of {chosen} {done}."

@@ -1,4 +1,4 @@
-"""What people do with mails: submit, cancel, retry. Ledger first, bell after the commit."""
+"""What people do with mails: submit, cancel, retry, resolve. Ledger first, bell after the commit."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -99,6 +99,16 @@ def retry(tasks: MailTaskQuerySet) -> int:
     if changed:
         transaction.on_commit(doorbell.ring)
     return changed
+
+
+def accept(tasks: MailTaskQuerySet) -> int:
+    """A person knows, or does not mind: takes those that are uncertain as sent; the number of them."""
+    return ledger.accept(tasks)
+
+
+def send_again(tasks: MailTaskQuerySet) -> int:
+    """Sends those again that are uncertain, and no others, with a fresh count; the number of them."""
+    return retry(tasks.filter(status=Status.UNCERTAIN))
 
 
 def cancel_what_waits(user: User, **_signal: Any) -> None:

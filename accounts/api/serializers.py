@@ -11,7 +11,7 @@ from django.utils.ipv6 import is_valid_ipv6_address
 from rest_framework import serializers
 from rest_framework.fields import Field
 
-from accounts.models import AccountState, Security, SmtpAccount, User
+from accounts.models import AccountChange, AccountEvent, AccountState, Security, SmtpAccount, User
 
 #: The contract's own spelling; the form with underscores is taken too.
 HYPHENATED = {"smtp_username": "smtp-username", "smtp_password": "smtp-password"}
@@ -182,12 +182,20 @@ class RegisteredSerializer(HyphenatedSerializer):
         return shown
 
 
+class AccountEventSerializer(serializers.Serializer[AccountEvent]):
+    at = serializers.DateTimeField()
+    what = serializers.ChoiceField(choices=AccountChange.choices)
+    reason = serializers.CharField(help_text="what was wrong, or what has mended it")
+    until = serializers.DateTimeField(allow_null=True, help_text="the end of the pause")
+
+
 class AccountSerializer(serializers.Serializer[SmtpAccount]):
     """Whether mail goes out; if not, why and until when."""
 
     state = serializers.ChoiceField(choices=AccountState.choices)
     reason = serializers.CharField()
     until = serializers.DateTimeField(source="paused_until", allow_null=True)
+    history = AccountEventSerializer(many=True, help_text="when it was paused and resumed, newest first")
 
 
 class UserSerializer(RegisteredSerializer):

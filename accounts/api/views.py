@@ -47,13 +47,30 @@ EXAMPLE_USER = {
     "from_email": "ada@example.com",
     "max_connections": 10,
     "limits": {"per_second": 5, "per_minute": None, "per_hour": None, "per_day": 2000},
-    "account": {"state": "unverified", "reason": "", "until": None},
+    "account": {
+        "state": "active",
+        "reason": "",
+        "until": None,
+        "history": [
+            {
+                "at": "2030-01-31T12:20:00Z",
+                "what": "resumed",
+                "reason": "The SMTP test succeeded.",
+                "until": None,
+            },
+            {
+                "at": "2030-01-31T12:10:00Z",
+                "what": "paused",
+                "reason": "535 5.7.8 wrong name or password",
+                "until": "2030-01-31T12:25:00Z",
+            },
+        ],
+    },
     "created_at": "2030-01-31T12:00:00Z",
 }
 #: A change of these has to prove itself to the relay again.
 RELAY_FIELDS = {"host", "port", "username", "password", "security"}
 LIMITS = {"per_second", "per_minute", "per_hour", "per_day"}
-REOPENED = ["state", "reason", "paused_until", "faults"]
 
 
 class OpenView(APIView):
@@ -236,7 +253,7 @@ def _change(pk: int, smtp: dict[str, Any], password: str | None = None) -> None:
         changed.add("limited_until")
     if smtp.keys() & RELAY_FIELDS:
         account.reopen()
-        changed.update(REOPENED)
+        changed.update(SmtpAccount.REOPENED)
     if changed:
         account.save(update_fields=changed)
     if password is not None:

@@ -15,7 +15,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from random import uniform
 from typing import Any, ParamSpec, TypeVar
 
@@ -24,14 +24,14 @@ from django.conf import settings
 from django.db import DatabaseError, InterfaceError, OperationalError, connection
 from django.utils import timezone
 
-from mailqueue.delivery import breaker, limits, replies, retry
+from mailqueue.delivery import breaker, limits, magic, replies, retry
 from mailqueue.delivery.pool import Pool
 from mailqueue.delivery.replies import Answer, Fault, Meaning, Verdict
 from mailqueue.delivery.routes import Route, accounts_of, route
 from mailqueue.delivery.smtp import Relay, SessionError
 from tasks import doorbell, ledger
 from tasks.ledger import Claimed, Settlement
-from tasks.states import Phase, Status
+from tasks.states import Outcome, Phase, Status
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,8 @@ FIRST_HAND, LARGEST_HAND = 50, 400
 LINGER = 0.005
 #: How long (seconds) a claim that found nothing is not repeated while mails are still being sent.
 PAUSE_BETWEEN_CLAIMS = 0.02
+#: A mail to be tried again whose settlement could not be written as it was waits this long (seconds).
+UNWRITTEN_WAIT = 3600.0
 #: One claims while the other settles.
 LEDGER_THREADS = 2
 
@@ -298,9 +300,9 @@ class Courier:
             # We slept through our lease: another worker may have it.
             self._drop(mail)
             return
-        started = time.monotonic()
+        started, route, is_magic = time.monotonic(), hand.route, magic.is_magic(mail.recipient)
         try:
-            answer = await self._transact(hand.route.relay, mail)
+            answer = await (self._conjure(mail) if is_magic else self._transact(route.relay, mail))
             verdict = replies.read(answer)
         except Exception:
             # Put off and counted first, so that a mail that makes us raise stops nobody, then told.
@@ -308,12 +310,9 @@ class Courier:
             answer = Answer(Phase.CONNECT, text="The service failed while sending; its log says why.")
             verdict = Verdict(Meaning.TEMPORARY)
         duration_ms = int((time.monotonic() - started) * 1000)
-        if verdict.meaning in (Meaning.ACCOUNT, Meaning.THROTTLED):
-            await self._park(hand, mail, answer, verdict.meaning)
+        if not is_magic and await self._account_must_wait(hand, route, answer, verdict.meaning):
+            self._park(hand, mail, answer)
             return
-        if hand.route.is_unproven and verdict.meaning is Meaning.ACCEPTED:
-            hand.route = Route(hand.route.relay, hand.route.max_connections, is_unproven=False)
-            await self._persistently(breaker.close, hand.owner_id)
         self._note(
             mail,
             retry.conclude(
@@ -344,9 +343,32 @@ class Courier:
             if not (was_kept and is_gone and answer.phase in (Phase.MAIL, Phase.RCPT)):
                 return answer
 
-    async def _park(self, hand: Hand, mail: Claimed, answer: Answer, meaning: Meaning) -> None:
-        """The account is at fault: its breaker opens, then its mails go back as they were."""
-        await self._persistently(breaker.trip, hand.owner_id, answer, meaning)
+    async def _conjure(self, mail: Claimed) -> Answer:
+        """What the magic address says, which is nothing about the account; taken means kept in the sandbox."""
+        answer = await magic.answer(mail.recipient, mail.try_count)
+        if answer is magic.TAKEN:
+            await self._persistently(magic.announce, mail.sender, mail.recipient, mail.raw)
+        return answer
+
+    async def _account_must_wait(self, hand: Hand, route: Route, answer: Answer, meaning: Meaning) -> bool:
+        """Tells the breaker what it has to know of this answer, which is nothing of most; whether it is open.
+
+        `route` is the one that was used; the hand may have been given another since.
+        """
+        if breaker.concerns(answer, meaning):
+            hand.route = replace(hand.route, has_missed=True)
+            return await self._persistently(breaker.trip, hand.owner_id, route.relay, answer, meaning)
+        if meaning is Meaning.ACCEPTED and (hand.route.is_unproven or hand.route.has_missed):
+            # Before the wait, so that the sessions beside this one do not tell it too.
+            hand.route = replace(hand.route, is_unproven=False, has_missed=False)
+            await self._persistently(breaker.close, hand.owner_id, route.relay, "The relay took a mail.")
+        elif answer.code is not None and hand.route.has_missed:
+            hand.route = replace(hand.route, has_missed=False)
+            await self._persistently(breaker.answered, hand.owner_id)
+        return False
+
+    def _park(self, hand: Hand, mail: Claimed, answer: Answer) -> None:
+        """The account is at fault, and its breaker open: its mails go back as they were."""
         for one in [mail, *hand.mails]:
             self._note(one, retry.put_back(one, str(answer)))
         hand.mails.clear()
@@ -463,7 +485,26 @@ def _settle(batch: list[Settlement], worker: str) -> set[int]:
     except (OperationalError, InterfaceError):
         raise
     except DatabaseError:
-        logger.exception("settlement_refused", extra={"count": len(batch)})
+        logger.exception("settlement_refused", extra={"task_ids": [one.id for one in batch]})
         if len(batch) == 1:
-            return set()
+            return _settle_plainly(batch[0], worker)
         return set().union(*(_settle([one], worker) for one in batch))
+
+
+def _settle_plainly(refused: Settlement, worker: str) -> set[int]:
+    """The verdict without anything that the relay has said; if that is refused too, a person decides.
+
+    Left in process it would be rescued, sent and refused again, for ever.
+    """
+    why = "The database refused what the relay said; the log has it."
+    plain = replace(
+        refused, wait=refused.wait and UNWRITTEN_WAIT, phase=None, code=None, reply=why, duration_ms=0
+    )
+    held = Settlement(refused.id, refused.token, Status.UNCERTAIN, outcome=Outcome.UNCERTAIN, reply=why)
+    try:
+        return ledger.settle([plain], worker)
+    except (OperationalError, InterfaceError):
+        raise
+    except DatabaseError:
+        logger.exception("settlement_refused", extra={"task_ids": [refused.id]})
+        return ledger.settle([held], worker)

@@ -14,11 +14,15 @@ from mailqueue.delivery.smtp import Relay
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A relay, how many connections to it, and whether its first success is news. No relay: unreadable password."""
+    """A relay, how many connections to it, and whether its first success is news. No relay: unreadable password.
+
+    `has_missed`: connections failed of late, so that any answer of the relay is news.
+    """
 
     relay: Relay | None
     max_connections: int
     is_unproven: bool
+    has_missed: bool = False
 
 
 def accounts_of(owners: Iterable[int]) -> dict[int, SmtpAccount]:
@@ -28,7 +32,7 @@ def accounts_of(owners: Iterable[int]) -> dict[int, SmtpAccount]:
 
 def route(account: SmtpAccount) -> Route:
     unproven = account.state != AccountState.ACTIVE or account.paused_until is not None
-    return Route(relay_of(account), max(1, account.max_connections), unproven)
+    return Route(relay_of(account), max(1, account.max_connections), unproven, account.missed > 0)
 
 
 def relay_of(account: SmtpAccount) -> Relay | None:

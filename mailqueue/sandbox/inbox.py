@@ -1,12 +1,19 @@
-"""Writes the mails of all sessions in groups: whoever comes while a group is written goes with the next."""
+"""Writes the mails of all sessions in groups: whoever comes while a group is written goes with the next.
+
+Mails to magic addresses (mailqueue/delivery/magic.py) come without SMTP, one by one.
+"""
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from django.db import close_old_connections, connection, connections
+from django.utils import timezone
 
 from mailqueue.sandbox.models import SandboxMail
+from mailqueue.sandbox.reading import printable, subject_of
 
 logger = logging.getLogger(__name__)
 
@@ -96,3 +103,23 @@ def _prune() -> None:
     except Exception as error:  # noqa: BLE001 -- the next time will do
         logger.warning("sandbox_not_pruned", extra={"error": repr(error)})
         connection.close()
+
+
+def received(sender: str, recipients: Sequence[str], raw: bytes) -> SandboxMail:
+    """A mail that has just come, not stored yet."""
+    return SandboxMail(
+        received_at=timezone.now(),
+        sender="" if sender == "<>" else printable(sender),
+        recipients=[printable(recipient) for recipient in recipients],
+        subject=subject_of(raw),
+        size=len(raw),
+        raw=raw,
+    )
+
+
+def keep_magic(mail_from: str, recipient: str, raw: bytes, **_signal: Any) -> None:
+    """Receiver of mailqueue.delivery.magic.taken."""
+    mail = received(mail_from, [recipient], raw)
+    mail.save()
+    if mail.pk % PRUNE_EVERY == 0:
+        SandboxMail.objects.prune()

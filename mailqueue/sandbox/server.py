@@ -8,11 +8,11 @@ from typing import cast
 
 import uvloop
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
-from django.utils import timezone
 
-from mailqueue.sandbox.inbox import Inbox, NotKeptError
-from mailqueue.sandbox.models import SandboxMail
-from mailqueue.sandbox.reading import printable, subject_of
+from mailqueue.delivery import magic
+from mailqueue.delivery.replies import Fault
+from mailqueue.sandbox.inbox import Inbox, NotKeptError, received
+from tasks.states import Phase
 
 HOST = "127.0.0.1"
 MAX_MAIL_BYTES = 10 * 1024 * 1024
@@ -26,8 +26,9 @@ class SandboxSession(SMTP):
 class Handler:
     """What is done at the commands, in the names that aiosmtpd calls."""
 
-    def __init__(self, inbox: Inbox) -> None:
-        self._inbox = inbox
+    def __init__(self, inbox: Inbox, greylisted: set[tuple[str, str]]) -> None:
+        """`greylisted`: senders and recipients that were told to come again, shared by all sessions."""
+        self._inbox, self._greylisted = inbox, greylisted
 
     async def handle_EHLO(  # noqa: N802
         self, _server: SMTP, session: Session, _envelope: Envelope, hostname: str, replies: list[str]
@@ -36,25 +37,39 @@ class Handler:
         # Commands are read and answered one after the other, which is all that PIPELINING asks.
         return [*replies[:-1], "250-PIPELINING", replies[-1]]
 
-    async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802
-        raw = cast("bytes", envelope.content)
-        mail = SandboxMail(
-            received_at=timezone.now(),
-            sender=_address(envelope.mail_from or ""),
-            recipients=[_address(recipient) for recipient in envelope.rcpt_tos],
-            subject=subject_of(raw),
-            size=len(raw),
-            raw=raw,
-        )
+    async def handle_RCPT(  # noqa: N802
+        self, _server: SMTP, _session: Session, envelope: Envelope, address: str, options: list[str]
+    ) -> str:
+        if magic.is_magic(address) and (refusal := self._refusal(envelope.mail_from or "", address)):
+            return refusal
+        envelope.rcpt_tos.append(address)
+        envelope.rcpt_options.extend(options)
+        return "250 2.1.5 OK"
+
+    def _refusal(self, sender: str, recipient: str) -> str:
+        """What a magic address answers to RCPT; nothing if that is no refusal."""
+        fate, pair = magic.fate_of(recipient), (sender, recipient)
+        if fate.answer.phase != Phase.RCPT:
+            return ""
+        if fate.once:
+            if pair in self._greylisted:
+                self._greylisted.remove(pair)
+                return ""
+            self._greylisted.add(pair)
+        return f"{fate.answer.code} {fate.answer.text}"
+
+    async def handle_DATA(self, server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802
+        fates = [magic.fate_of(recipient) for recipient in envelope.rcpt_tos if magic.is_magic(recipient)]
+        await asyncio.sleep(max((fate.after for fate in fates), default=0))
+        if any(fate.answer.fault is Fault.LOST for fate in fates):
+            cast("asyncio.Transport", server.transport).abort()
+            return "421 4.4.2 Nobody reads this"
+        mail = received(envelope.mail_from or "", envelope.rcpt_tos, cast("bytes", envelope.content))
         try:
             await self._inbox.keep(mail)
         except NotKeptError:
             return "451 4.3.0 The inbox is away; try again"
         return f"250 2.0.0 Kept as {mail.pk}"
-
-
-def _address(text: str) -> str:
-    return "" if text == "<>" else printable(text)
 
 
 def _welcome(*_: object) -> AuthResult:
@@ -68,11 +83,11 @@ async def serve(port: int, started: Callable[[], None]) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    inbox, name = Inbox(), socket.getfqdn()
+    inbox, name, greylisted = Inbox(), socket.getfqdn(), set[tuple[str, str]]()
 
     def session() -> SMTP:
         return SandboxSession(
-            Handler(inbox),
+            Handler(inbox, greylisted),
             hostname=name,
             ident="mailqueue sandbox",
             data_size_limit=MAX_MAIL_BYTES,

@@ -109,6 +109,14 @@ class EnqueueSerializer(serializers.Serializer[NewMail]):
         )
 
 
+class ResolveSerializer(serializers.Serializer[Any]):
+    """What a person decides about an uncertain mail."""
+
+    action = serializers.ChoiceField(
+        ["accept", "retry"], help_text="take it as sent; or send it again, with a fresh count"
+    )
+
+
 class AcceptedSerializer(serializers.Serializer[MailTask]):
     task_id = serializers.IntegerField(source="pk")
     status = Word(Status)

@@ -9,4 +9,5 @@ urlpatterns = [
     path("<int:pk>", views.TaskView.as_view(), name="task"),
     path("<int:pk>/cancel", views.CancelView.as_view()),
     path("<int:pk>/retry", views.RetryView.as_view()),
+    path("<int:pk>/resolve", views.ResolveView.as_view()),
 ]

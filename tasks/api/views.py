@@ -21,6 +21,7 @@ from tasks.api.serializers import (
     AcceptedSerializer,
     EnqueueSerializer,
     QueueFilterSerializer,
+    ResolveSerializer,
     TaskDetailSerializer,
     TaskSerializer,
 )
@@ -38,13 +39,21 @@ NOT_CANCELLABLE: dict[int, str] = {
     Status.SUCCESS: "This mail is already sent.",
     Status.PROCESSING: "This mail is being sent at this moment.",
     Status.CANCELLED: "This mail is already cancelled.",
-    Status.UNCERTAIN: "This mail may be sent already; retry it or leave it.",
+    Status.UNCERTAIN: "This mail may be sent already; resolve it: accept or retry.",
 }
 NOT_RETRYABLE: dict[int, str] = {
     Status.SUCCESS: "This mail is already sent.",
     Status.PROCESSING: "This mail is being sent at this moment.",
     Status.QUEUED: "This mail is already waiting to be sent.",
     Status.SCHEDULED: "This mail is waiting for its time; cancel and retry it to send it now.",
+}
+NOT_UNCERTAIN: dict[int, str] = {
+    Status.SUCCESS: "This mail is sent; there is nothing to resolve.",
+    Status.CANCELLED: "This mail is cancelled; there is nothing to resolve.",
+    **dict.fromkeys(
+        (Status.QUEUED, Status.PROCESSING, Status.FAILED, Status.SCHEDULED),
+        "This mail is still to be sent; there is nothing to resolve.",
+    ),
 }
 CHANGED = "The state of this mail has just changed; ask again."
 
@@ -164,4 +173,23 @@ class RetryView(APIView):
         if not submission.retry(_own_tasks(request).filter(pk=pk)):
             task = get_object_or_404(_own_tasks(request), pk=pk)
             raise Conflict(NOT_RETRYABLE.get(task.status, CHANGED), "not_retryable")
+        return _in_full(request, pk)
+
+
+class ResolveView(APIView):
+    @extend_schema(
+        operation_id="resolve_task",
+        request=ResolveSerializer,
+        responses={200: TaskDetailSerializer} | documented(400, 401, 404, 409, 413, 415),
+        examples=[OpenApiExample("It has arrived", {"action": "accept"}, request_only=True)],
+        tags=["tasks"],
+    )
+    def post(self, request: Request, pk: int) -> Response:
+        """Decides about an uncertain task: `accept` takes it as sent, `retry` sends it again."""
+        asked = ResolveSerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        verb = {"accept": submission.accept, "retry": submission.send_again}[asked.validated_data["action"]]
+        if not verb(_own_tasks(request).filter(pk=pk)):
+            task = get_object_or_404(_own_tasks(request), pk=pk)
+            raise Conflict(NOT_UNCERTAIN.get(task.status, CHANGED), "not_uncertain")
         return _in_full(request, pk)

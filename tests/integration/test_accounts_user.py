@@ -72,6 +72,7 @@ def test_a_user_reads_their_account_without_any_password(user):
             "state": "paused",
             "reason": "535 wrong password",
             "until": user.smtp.paused_until.isoformat().replace("+00:00", "Z"),
+            "history": [],
         },
         "created_at": user.created_at.isoformat().replace("+00:00", "Z"),
     }
@@ -81,7 +82,7 @@ def test_on_the_default_relay_there_is_no_host_to_show():
     user = UserFactory()
     shown = client_of(user).get(f"/api/v1/user/{user.pk}").json()
     assert [shown[name] for name in ("smtp_host", "smtp_port", "smtp-username")] == [None] * 3
-    assert shown["account"] == {"state": "unverified", "reason": "", "until": None}
+    assert shown["account"] == {"state": "unverified", "reason": "", "until": None, "history": []}
 
 
 @pytest.mark.parametrize("method", ["get", "patch", "delete"])
@@ -115,7 +116,10 @@ def test_nobody_reads_an_account_without_a_token(user, method):
 def test_new_smtp_settings_are_kept_and_reopen_the_account(user, name, value, column):
     response = patch(user, **{name: value})
     assert response.status_code == 200
-    assert response.json()["account"] == {"state": "unverified", "reason": "", "until": None}
+    shown = response.json()["account"]
+    (event,) = shown.pop("history")
+    assert shown == {"state": "unverified", "reason": "", "until": None}
+    assert (event["what"], event["reason"]) == ("resumed", "The SMTP settings were changed.")
     assert "secret" not in response.content.decode()
     account = SmtpAccount.objects.get(owner=user)
     assert getattr(account, column) == value

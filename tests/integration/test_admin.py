@@ -13,7 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
-from accounts.models import AccountState, User
+from accounts.models import AccountChange, AccountState, SmtpAccount, User
 from tasks import message
 from tasks.admin import MailTaskAdmin
 from tasks.admin_queries import BoundedPaginator, ListedTasks
@@ -243,6 +243,18 @@ def test_cancel_and_retry_say_how_many_they_changed(staff: Client) -> None:
     assert states == {queued.pk: Status.QUEUED, sent.pk: Status.SUCCESS, cancelled.pk: Status.QUEUED}
 
 
+def test_what_is_uncertain_is_accepted_or_sent_again_and_nothing_else_is(staff: Client) -> None:
+    held = [MailFactory(status=Status.UNCERTAIN) for _ in range(2)]
+    failed, cancelled = MailFactory(status=Status.FAILED), MailFactory(status=Status.CANCELLED)
+    accepted = act(staff, "accept", [held[0], failed, cancelled])
+    assert "1 of 3 accepted as sent. 2 could not be, in the state they are in." in accepted
+    assert "1 of 4 queued again." in act(staff, "send_again", [*held, failed, cancelled])
+    for task in (*held, failed, cancelled):
+        task.refresh_from_db()
+    assert [task.status for task in held] == [Status.SUCCESS, Status.QUEUED]
+    assert (failed.status, cancelled.status) == (Status.FAILED, Status.CANCELLED)
+
+
 def test_actions_reach_all_that_is_filtered_for_when_all_is_chosen(staff: Client) -> None:
     MailFactory.create_batch(3)
     bulk = MailFactory(lane=Lane.BULK)
@@ -357,6 +369,16 @@ def test_reopen_lets_a_paused_account_try_again(staff: Client) -> None:
     assert "1 reopened." in staff.post("/admin/accounts/smtpaccount/", chosen, follow=True).content.decode()
     paused.smtp.refresh_from_db()
     assert (paused.smtp.state, paused.smtp.paused_until) == (AccountState.UNVERIFIED, None)
+
+
+def test_an_accounts_history_is_shown_newest_first(staff: Client) -> None:
+    paused = UserFactory()
+    SmtpAccount.objects.filter(owner=paused).update(paused_until=timezone.now())
+    paused.smtp.note(AccountChange.PAUSED, "535 5.7.8 <no>", timezone.now())
+    chosen = {"action": "reopen", "_selected_action": [paused.pk]}
+    staff.post("/admin/accounts/smtpaccount/", chosen)
+    shown = page(staff, f"/admin/accounts/smtpaccount/{paused.pk}/change/")
+    assert shown.index("Staff reopened it.") < shown.index("535 5.7.8 &lt;no&gt;")
 
 
 @pytest.mark.parametrize("model", ["outstandingtoken", "blacklistedtoken"])

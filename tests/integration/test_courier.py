@@ -4,10 +4,12 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 
 from accounts.models import AccountState, Security, SmtpAccount, User
@@ -661,3 +663,47 @@ def test_a_result_that_comes_too_late_is_told_and_changes_nothing(
         assert words(mail) == [("lost", None, None)]
         courier.drain(LONG)
         assert now_as(mail).status == Status.SUCCESS
+
+
+# A database that refuses ----------------------------------------------------------------------------
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """The database takes no task for which this holds."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER TABLE tasks_mailtask ADD CONSTRAINT refusing CHECK (NOT ({what})) NOT VALID")
+        try:
+            yield
+        finally:
+            cursor.execute("ALTER TABLE tasks_mailtask DROP CONSTRAINT refusing")
+
+
+@pytest.mark.parametrize(
+    ("said", "status"), [("250 2.0.0 poison", Status.SUCCESS), ("451 4.3.0 poison", Status.FAILED)]
+)
+def test_a_verdict_that_cannot_be_written_with_its_words_is_written_without(
+    relay: Relay, courier: Courier, caplog: pytest.LogCaptureFixture, said: str, status: Status
+) -> None:
+    owner = sending_user(relay.port)
+    mail, others = mail_for(relay, owner), [mail_for(relay, owner) for _ in range(3)]
+    relay.always("dot", said, to=mail.recipient)
+    with refusing("last_reply LIKE '%poison%'"):
+        courier.drain(LONG)
+    assert (now_as(mail).status, mail.try_count) == (status, 1)
+    assert "database refused" in mail.last_reply
+    assert mail.attempts.count() == 1
+    assert status == Status.SUCCESS or mail.due_at > timezone.now() + timedelta(minutes=30)
+    assert {now_as(other).status for other in others} == {Status.SUCCESS}
+    assert "settlement_refused" in caplog.text
+    assert "late_result" not in caplog.text
+
+
+def test_a_verdict_that_cannot_be_written_at_all_is_held_for_a_person(relay: Relay, courier: Courier) -> None:
+    mail = mail_for(relay)
+    with refusing(f"status = {Status.SUCCESS:d}"):
+        courier.drain(LONG)
+        assert now_as(mail).status == Status.UNCERTAIN
+        assert ledger.rescue() == 0
+        assert courier.drain(LONG).claimed == 0
+    assert len(relay.accepted) == 1

@@ -201,7 +201,14 @@ def test_somebody_elses_task_is_like_a_missing_one(api: APIClient, method: str, 
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("get", "queue"), ("get", "queue/fail"), ("get", "1"), ("post", "1/cancel"), ("post", "1/retry")],
+    [
+        ("get", "queue"),
+        ("get", "queue/fail"),
+        ("get", "1"),
+        ("post", "1/cancel"),
+        ("post", "1/retry"),
+        ("post", "1/resolve"),
+    ],
 )
 def test_without_a_token_there_is_nothing(method: str, path: str) -> None:
     assert_problem(getattr(APIClient(), method)(f"/api/v1/task/{path}"), 401)
@@ -238,6 +245,42 @@ def test_retry(api: APIClient, owner: User, status: Status) -> None:
     else:
         assert_problem(answer, 409, "not_retryable")
         assert MailTask.objects.get().status == status
+
+
+@pytest.mark.parametrize("status", Status)
+@pytest.mark.parametrize("action", ["accept", "retry"])
+def test_resolve(api: APIClient, owner: User, status: Status, action: str) -> None:
+    mail = MailFactory(owner=owner, status=status)
+    answer = api.post(f"/api/v1/task/{mail.id}/resolve", {"action": action}, format="json")
+    if status != Status.UNCERTAIN:
+        assert_problem(answer, 409, "not_uncertain")
+        assert MailTask.objects.get().status == status
+        return
+    assert answer.status_code == 200
+    task = answer.json()
+    if action == "accept":
+        assert (task["status"], task["waiting"], task["try_count"]) == ("success", None, 1)
+        assert task["finished_at"]
+    else:
+        assert (task["status"], task["finished_at"], task["try_count"]) == ("queued", None, 0)
+
+
+@pytest.mark.parametrize("body", [{}, {"action": "forget"}, {"action": None}, {"action": ["accept"]}])
+def test_a_resolution_that_is_none_is_named(api: APIClient, owner: User, body: dict[str, Any]) -> None:
+    mail = MailFactory(owner=owner, status=Status.UNCERTAIN)
+    answer = api.post(f"/api/v1/task/{mail.id}/resolve", body, format="json")
+    assert_problem(answer, 400)
+    assert [error["field"] for error in answer.json()["errors"]] == ["action"]
+    assert MailTask.objects.get().status == Status.UNCERTAIN
+
+
+def test_nobody_resolves_anothers_mail(api: APIClient) -> None:
+    foreign = MailFactory(status=Status.UNCERTAIN)
+    for client in (api, client_of(UserFactory(is_staff=True))):
+        for action in ("accept", "retry"):
+            answer = client.post(f"/api/v1/task/{foreign.id}/resolve", {"action": action}, format="json")
+            assert_problem(answer, 404)
+    assert MailTask.objects.get().status == Status.UNCERTAIN
 
 
 def test_closing_the_account_cancels_what_waits(api: APIClient, owner: User) -> None:

@@ -191,6 +191,56 @@ def test_a_mail_beyond_the_limit_is_refused_for_good(sandbox: Sandbox) -> None:
     assert not SandboxMail.objects.exists()
 
 
+# Magic addresses --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("local", "code", "enhanced"),
+    [
+        ("tempfail", 451, b"4.3.0"),
+        ("reject", 550, b"5.1.1"),
+        ("block", 554, b"5.7.1"),
+        ("full", 452, b"4.2.2"),
+    ],
+)
+def test_by_smtp_too_a_magic_address_is_refused_as_it_says(
+    sandbox: Sandbox, local: str, code: int, enhanced: bytes
+) -> None:
+    for _ in range(2):
+        with sandbox.client() as smtp, pytest.raises(smtplib.SMTPRecipientsRefused) as refused:
+            smtp.send_message(a_mail(to=f"{local}@sandbox.invalid"))
+        (reply,) = refused.value.recipients.values()
+        assert (reply[0], reply[1].split()[0]) == (code, enhanced)
+    with sandbox.client() as smtp:
+        assert list(smtp.sendmail("a@example.com", ["b@example.org", f"{local}@sandbox.invalid"], b"\r\n"))
+    assert SandboxMail.objects.get().recipients == ["b@example.org"]
+
+
+def test_by_smtp_too_greylisting_refuses_once(sandbox: Sandbox) -> None:
+    with sandbox.client() as smtp, pytest.raises(smtplib.SMTPRecipientsRefused):
+        smtp.send_message(a_mail(to="greylist@sandbox.invalid"))
+    with sandbox.client() as smtp:
+        smtp.send_message(a_mail(to="greylist@sandbox.invalid"))
+        with pytest.raises(smtplib.SMTPRecipientsRefused):
+            smtp.send_message(a_mail(to="greylist@sandbox.invalid"))
+    assert SandboxMail.objects.count() == 1
+
+
+def test_by_smtp_too_a_dropped_mail_gets_no_reply(sandbox: Sandbox) -> None:
+    with sandbox.client() as smtp, pytest.raises(smtplib.SMTPServerDisconnected):
+        smtp.send_message(a_mail(to="drop@sandbox.invalid"))
+    with sandbox.client() as smtp:
+        smtp.send_message(a_mail(to="ok@sandbox.invalid"))
+    assert [mail.recipients for mail in SandboxMail.objects.all()] == [["ok@sandbox.invalid"]]
+
+
+def test_by_smtp_too_slow_is_slow(sandbox: Sandbox) -> None:
+    with sandbox.client() as smtp:
+        smtp.sock.settimeout(2)
+        with pytest.raises(smtplib.SMTPServerDisconnected):
+            smtp.send_message(a_mail(to="slow@sandbox.invalid"))
+
+
 def test_sigterm_ends_it_with_zero_though_sessions_are_open(sandbox: Sandbox) -> None:
     with socket.create_connection(("127.0.0.1", sandbox.port), timeout=20) as session:
         assert session.recv(4) == b"220 "

@@ -1,0 +1,24 @@
+"""What an operator can get wrong in a way that starts well and goes wrong later."""
+
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Warning  # noqa: A004 -- Django's name for it
+
+
+def lease_outlasts_deadlines(**_: Any) -> list[CheckMessage]:
+    """A worker renews its leases whenever a third of one has passed, so two thirds is what is left at worst when
+    the database goes away. A relay that may be silent for longer could still take a mail that another worker has
+    by then, and it would go twice."""
+    from mailqueue.delivery.smtp import DEADLINES  # noqa: PLC0415 -- the web has no use for it
+
+    left, longest = settings.MAIL_LEASE_SECONDS * 2 / 3, max(DEADLINES.values())
+    if left > longest:
+        return []
+    return [
+        Warning(
+            f"MAIL_LEASE_SECONDS is {settings.MAIL_LEASE_SECONDS}, and a relay may be silent for {longest:.0f} s.",
+            hint=f"Mails may go twice when the database is away. Set it to more than {longest * 3 / 2:.0f}.",
+            id="mailqueue.W001",
+        )
+    ]
