@@ -239,6 +239,35 @@ def test_a_mail_too_big_for_the_relay_is_rejected_unsent(courier: Courier) -> No
         ]
 
 
+@pytest.mark.parametrize("pipelining", [True, False])
+def test_a_recipient_beyond_ascii_gets_his_mail_where_the_relay_can(
+    courier: Courier, pipelining: bool
+) -> None:
+    raw = "To: jürgen@example.com\r\n\r\nHello.\r\n".encode()
+    with Relay(smtputf8=True, size=1000, pipelining=pipelining) as relay:
+        owner = sending_user(relay.port)
+        mail = mail_for(relay, owner, recipient="jürgen@example.com", raw=raw)
+        plain = mail_for(relay, owner)
+        courier.drain(LONG)
+        assert (now_as(mail).status, now_as(plain).status) == (Status.SUCCESS, Status.SUCCESS)
+        assert [got.raw for got in relay.accepted_for("jürgen@example.com")] == [raw]
+        declared = {
+            c.partition("SIZE=")[2].partition(" ")[2] for c in relay.commands() if c.startswith("MAIL")
+        }
+        assert declared == {"BODY=8BITMIME SMTPUTF8", ""}
+
+
+def test_a_recipient_beyond_ascii_is_rejected_where_the_relay_cannot(relay: Relay, courier: Courier) -> None:
+    owner = sending_user(relay.port)
+    mail, plain = mail_for(relay, owner, recipient="jürgen@example.com"), mail_for(relay, owner)
+    courier.drain(LONG)
+    assert (now_as(mail).status, mail.cancel_reason) == (Status.CANCELLED, CancelReason.REJECTED)
+    assert words(mail) == [("rejected", "mail", None)]
+    assert mail.last_reply == "the relay takes only ASCII before the @ of an address (5.6.7)"
+    assert now_as(plain).status == Status.SUCCESS
+    assert verbs(relay)["MAIL"] == 1
+
+
 # Lost -----------------------------------------------------------------------------------------------
 
 
