@@ -1,5 +1,6 @@
 """The shapes of tasks on the wire."""
 
+from copy import deepcopy
 from typing import Any
 
 from django.core.exceptions import ValidationError as DjangoValidationError
@@ -93,6 +94,17 @@ class EnqueueSerializer(serializers.Serializer[NewMail]):
     on_uncertain = Word(
         OnUncertain, required=False, help_text="what to do when the connection is lost after the final dot"
     )
+
+    def get_fields(self) -> dict[str, Any]:
+        """Those that are required or given: they are built anew for each request, which costs 10 us a field."""
+        given = getattr(self, "initial_data", None)
+        if not isinstance(given, dict):
+            return super().get_fields()
+        return {
+            name: deepcopy(declared)
+            for name, declared in self._declared_fields.items()
+            if declared.required or name in given
+        }
 
     def validate_expires_at(self, value: Any) -> Any:
         if value is not None and value <= timezone.now():

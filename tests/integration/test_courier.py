@@ -579,11 +579,19 @@ def test_a_password_that_cannot_be_read_parks_the_account(relay: Relay, courier:
 
 
 def test_a_mail_that_makes_the_code_raise_is_put_off_and_the_others_go_on(
-    relay: Relay, courier: Courier
+    relay: Relay, courier: Courier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner = sending_user(relay.port, max_connections=1)
-    # No door lets such a recipient in; it stands for whatever we did not foresee.
-    poison = mail_for(relay, owner, recipient="jürgen@example.com")
+    poison = mail_for(relay, owner, recipient="poison@example.com")
+    envelope = smtp.Session._envelope
+
+    async def raise_at_poison(session: smtp.Session, sender: str, recipient: str, size: int) -> Any:
+        """Stands for whatever we did not foresee."""
+        if recipient == poison.recipient:
+            raise RuntimeError("poison")
+        return await envelope(session, sender, recipient, size)
+
+    monkeypatch.setattr(smtp.Session, "_envelope", raise_at_poison)
     others = [mail_for(relay, owner) for _ in range(5)]
     assert courier.drain(LONG) == Report(claimed=6, sent=5, put_off=1)
     assert (now_as(poison).status, poison.try_count) == (Status.FAILED, 1)
