@@ -20,6 +20,7 @@ from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationFo
 from unfold.utils import display_for_label
 from unfold.widgets import UnfoldAdminPasswordWidget
 
+from accounts.addresses import must_be_sendable
 from accounts.models import AccountChange, AccountState, SmtpAccount, User
 
 STATE_COLOURS = {
@@ -48,6 +49,11 @@ class NewUserForm(UserCreationForm):
     class Meta:
         model = User
         fields = ("email",)
+
+    def clean_email(self) -> str:
+        """Mail comes from it, until the account says otherwise."""
+        must_be_sendable(self.cleaned_data["email"])
+        return str(self.cleaned_data["email"])
 
 
 class ChangedUserForm(UserChangeForm):
@@ -124,6 +130,10 @@ class SmtpAccountForm(forms.ModelForm[SmtpAccount]):
     class Meta:
         model = SmtpAccount
         fields = ("host", "port", "username", "security", "from_email", "max_connections")
+
+    def clean_from_email(self) -> str:
+        must_be_sendable(self.cleaned_data["from_email"])
+        return str(self.cleaned_data["from_email"])
 
     def clean_port(self) -> int:
         port = int(self.cleaned_data["port"])

@@ -8,7 +8,7 @@ from django.db.models.functions import Now
 from rest_framework_simplejwt.token_blacklist.models import OutstandingToken
 
 from tasks import doorbell, ledger
-from tasks.models import Attempt, MailContent, MailTask
+from tasks.models import Attempt, MailContent, MailTask, Tag
 from tasks.states import FINAL
 
 #: Rows looked at in one bite; the next tick takes the next.
@@ -60,7 +60,7 @@ def prune() -> int:
         .order_by("created_at")
         .values_list("id", flat=True)[:BITE]
     ):
-        for rows in (Attempt, MailContent):
+        for rows in (Attempt, MailContent, Tag):
             rows.objects.filter(task_id__in=ids)._raw_delete(using="default")  # noqa: SLF001 -- no cascade to look up
         MailTask.objects.filter(id__in=ids, status__in=FINAL)._raw_delete(using="default")  # noqa: SLF001
         total += len(ids)

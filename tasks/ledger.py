@@ -4,6 +4,7 @@ and everything a worker writes carries its claim token; who changed no row has l
 Times are the database's: the clocks of workers may differ. No transaction here is open while SMTP talks.
 """
 
+import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,10 +44,19 @@ WITH task AS (
         %(created_at)s, %(created_at)s, %(scheduled_at)s, %(expires_at)s, %(sender)s, %(recipient)s, %(subject)s,
         %(message_id)s, ''
     FROM accounts_user WHERE id = %(owner_id)s AND is_active
-    RETURNING id
-)
-INSERT INTO tasks_mailcontent (task_id, raw) SELECT id, %(raw)s FROM task RETURNING task_id
+    RETURNING id, owner_id
+){tagged}
+INSERT INTO tasks_mailcontent (task_id, raw, details)
+SELECT id, %(raw)s, %(details)s::jsonb FROM task RETURNING task_id
 """
+_TAGGED = """,
+tagged AS (
+    INSERT INTO tasks_tag (task_id, position, owner_id, tag)
+    SELECT task.id, tag.position, task.owner_id, tag.tag
+    FROM task, unnest(%(tags)s::text[]) WITH ORDINALITY AS tag(tag, position)
+)"""
+#: Mail without tags does not plan for them.
+_ENTER_PLAIN, _ENTER_TAGGED = _ENTER.format(tagged=""), _ENTER.format(tagged=_TAGGED)
 
 _WAITING = f"status IN ({Status.QUEUED:d}, {Status.FAILED:d}, {Status.SCHEDULED:d})"
 
@@ -172,10 +182,18 @@ class Settlement:
     put_off: PutOff | None = None
 
 
-def enter(task: MailTask, raw: bytes) -> bool:
+def enter(
+    task: MailTask, raw: bytes, *, tags: Sequence[str] = (), details: Mapping[str, Any] | None = None
+) -> bool:
     """Writes a new task and its content, and gives it its id. False if the owner's account is closed."""
+    parameters = {
+        **vars(task),
+        "raw": raw,
+        "tags": list(tags),
+        "details": json.dumps(details) if details else None,
+    }
     with connection.cursor() as cursor:
-        cursor.execute(_ENTER, {**vars(task), "raw": raw})
+        cursor.execute(_ENTER_TAGGED if tags else _ENTER_PLAIN, parameters)
         row = cursor.fetchone()
     if row is not None:
         task.pk = row[0]

@@ -1,6 +1,6 @@
 """The ledger: one narrow row for each mail, its content beside it, its attempts behind it."""
 
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from django.db import models
 from django.db.models import F, Q
@@ -26,6 +26,10 @@ class MailTaskQuerySet(models.QuerySet["MailTask"]):
         open_account = Q(owner__smtp__paused_until=None) | Q(owner__smtp__paused_until__lte=Now())
         free_account = Q(owner__smtp__limited_until=None) | Q(owner__smtp__limited_until__lte=Now())
         return self.waiting().filter(open_account, free_account, due_at__lte=Now())
+
+    def tagged(self, tag: str) -> Self:
+        """With the owner named on both sides, so that an owner's newest of one tag are a walk along tag_newest."""
+        return self.filter(tags__tag=tag, tags__owner=F("owner"))
 
     def failures(self) -> Self:
         """Waiting for another try, or cancelled after failing: the dead-letter list."""
@@ -130,15 +134,45 @@ class MailTask(models.Model):
     def tries_left(self) -> int:
         return self.max_tries - self.try_count
 
+    @property
+    def details(self) -> dict[str, Any]:
+        """See MailContent; nothing once the content has been pruned."""
+        content = getattr(self, "content", None)
+        return (content and content.details) or {}
+
 
 class MailContent(models.Model):
     """The mail as it goes over the wire (RFC 5322, CRLF line ends, not dot-stuffed), built at acceptance."""
 
     task = models.OneToOneField(MailTask, on_delete=models.CASCADE, primary_key=True, related_name="content")
     raw = models.BinaryField()
+    #: What is shown again of it, as far as given: from_name, reply_to, headers, attachments (no content), metadata.
+    details = models.JSONField(null=True)
 
     def __str__(self) -> str:
         return f"content of {self.pk}"
+
+
+class Tag(models.Model):
+    """A word of the owner's on one of their mails. Rows of their own, so that untagged mail pays nothing for them."""
+
+    pk = models.CompositePrimaryKey("task_id", "position")
+    task = models.ForeignKey(
+        MailTask, on_delete=models.CASCADE, related_name="tags", db_index=False, db_constraint=False
+    )
+    position = models.SmallIntegerField()
+    owner = models.ForeignKey(
+        User, on_delete=models.CASCADE, related_name="+", db_index=False, db_constraint=False
+    )
+    tag = models.CharField(max_length=64)
+
+    class Meta:
+        ordering = ["task_id", "position"]
+        # GET /queue?tag=: an owner's newest with this tag.
+        indexes = [models.Index("owner", "tag", "task", name="tag_newest")]
+
+    def __str__(self) -> str:
+        return self.tag
 
 
 class Attempt(models.Model):

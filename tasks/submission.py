@@ -1,6 +1,7 @@
 """What people do with mails: submit, cancel, retry, resolve. Ledger first, bell after the commit."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -8,6 +9,7 @@ from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection, transaction
 from django.utils import timezone
 
+from accounts.addresses import wire_address
 from accounts.models import SmtpAccount, User
 from tasks import doorbell, ledger, message
 from tasks.models import MailTask, MailTaskQuerySet
@@ -16,7 +18,8 @@ from tasks.states import CancelReason, Lane, OnUncertain, Status
 
 @dataclass(frozen=True, slots=True)
 class NewMail:
-    """One mail as it was asked for. Times are aware; `max_tries` None means the service's."""
+    """One mail as it was asked for, its values checked by the serializer. Times are aware; `max_tries` None means
+    the service's; `reply_to` is name and address."""
 
     recipient: str
     subject: str
@@ -27,6 +30,30 @@ class NewMail:
     max_tries: int | None = None
     lane: Lane = Lane.DEFAULT
     on_uncertain: OnUncertain = OnUncertain.RETRY
+    from_name: str = ""
+    reply_to: tuple[str, str] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    attachments: tuple[message.Attachment, ...] = ()
+    tags: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def details(self) -> dict[str, Any]:
+        """What the API shows again, as far as given."""
+        given = {
+            "from_name": self.from_name,
+            "reply_to": self.reply_to and shown_mailbox(*self.reply_to),
+            "headers": self.headers,
+            "attachments": [
+                {"filename": one.filename, "content_type": one.content_type, "size": len(one.content)}
+                for one in self.attachments
+            ],
+            "metadata": self.metadata,
+        }
+        return {name: value for name, value in given.items() if value}
+
+
+def shown_mailbox(name: str, address: str) -> str:
+    return f"{name} <{address}>" if name else address
 
 
 class AccountClosedError(Exception):
@@ -36,7 +63,7 @@ class AccountClosedError(Exception):
 def submit(owner: User, mail: NewMail) -> MailTask:
     """Keeps the mail and rings. When this returns, the mail is committed and will be sent."""
     task, raw = _compose(owner, mail, _account(owner))
-    if not ledger.enter(task, raw):
+    if not ledger.enter(task, raw, tags=mail.tags, details=mail.details()):
         raise AccountClosedError
     if task.status == Status.QUEUED:
         doorbell.ring()
@@ -59,7 +86,7 @@ def _compose(owner: User, mail: NewMail, account: SmtpAccount) -> tuple[MailTask
     """The row and the mail's bytes, nothing stored yet."""
     now = timezone.now()
     due_at = max(mail.scheduled_at or now, now)
-    sender, recipient = message.wire_address(account.from_email), message.wire_address(mail.recipient)
+    sender, recipient = wire_address(account.from_email), wire_address(mail.recipient)
     task = MailTask(
         owner=owner,
         status=Status.SCHEDULED if due_at > now else Status.QUEUED,
@@ -84,6 +111,10 @@ def _compose(owner: User, mail: NewMail, account: SmtpAccount) -> tuple[MailTask
         html=mail.html,
         message_id=task.message_id,
         date=now,
+        from_name=mail.from_name,
+        reply_to=mail.reply_to,
+        own_headers=mail.headers,
+        attachments=mail.attachments,
     )
     return task, raw
 

@@ -75,6 +75,7 @@ class Relay:
         self,
         *,
         pipelining: bool = True,
+        smtputf8: bool = False,
         size: int | None = None,
         users: dict[str, str] | None = None,
         auth: Sequence[str] = ("PLAIN", "LOGIN"),
@@ -87,6 +88,7 @@ class Relay:
         """`users` makes it ask for a login; `certificate` makes it offer STARTTLS; `lenient` lets a bare LF or CR
         around the dot end a mail; `delay` (seconds) comes before each reply."""
         self.pipelining, self.size, self.users, self.auth = pipelining, size, users, auth
+        self.smtputf8 = smtputf8
         self.certificate, self.implicit_tls, self.lenient, self.delay = (
             certificate,
             implicit_tls,
@@ -203,7 +205,7 @@ class _Conversation:
             "MAIL": self._mail, "RCPT": self._rcpt, "DATA": self._data, "RSET": self._rset, "QUIT": self._quit,
         }  # fmt: skip
         while True:
-            line = (await self._line()).decode("ascii", "replace")
+            line = (await self._line()).decode("utf-8" if self.relay.smtputf8 else "ascii", "replace")
             self.log.early += bool(self.buffer)
             verb, _, rest = line.partition(" ")
             self.log.commands.append(line if verb.upper() != "AUTH" else f"AUTH {rest.split()[0]}")
@@ -219,6 +221,7 @@ class _Conversation:
         relay = self.relay
         offers = ["relay.test", "8BITMIME", "ENHANCEDSTATUSCODES"]
         offers += ["PIPELINING"] * relay.pipelining
+        offers += ["SMTPUTF8"] * relay.smtputf8
         offers += [f"SIZE {relay.size}"] * (relay.size is not None)
         offers += ["STARTTLS"] * (relay.certificate is not None and not self.log.is_protected)
         offers += [f"AUTH {' '.join(relay.auth)}"] * (relay.users is not None)

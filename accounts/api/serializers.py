@@ -6,11 +6,12 @@ from typing import Any
 from django.conf import settings
 from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError as DjangoValidationError
-from django.core.validators import RegexValidator, validate_email
+from django.core.validators import RegexValidator
 from django.utils.ipv6 import is_valid_ipv6_address
 from rest_framework import serializers
 from rest_framework.fields import Field
 
+from accounts.addresses import checked_address, must_be_sendable
 from accounts.models import AccountChange, AccountEvent, AccountState, Security, SmtpAccount, User
 
 #: The contract's own spelling; the form with underscores is taken too.
@@ -78,11 +79,14 @@ class RelaySerializer(HyphenatedSerializer):
         write_only=True,
     )
     smtp_security = serializers.ChoiceField(source="smtp.security", choices=Security.choices, required=False)
-    from_email = serializers.EmailField(source="smtp.from_email", max_length=254, required=False)
+    from_email = serializers.EmailField(
+        source="smtp.from_email", max_length=254, required=False, validators=[must_be_sendable]
+    )
 
 
 class RegisterSerializer(RelaySerializer):
-    email = serializers.EmailField(max_length=254)
+    # Unless told otherwise, mail comes from this address.
+    email = serializers.EmailField(max_length=254, validators=[must_be_sendable])
     password = Password()
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +164,7 @@ def _require_username_with_password(username: str, password: str) -> None:
 
 def _first_address(username: str, email: str) -> str:
     try:
-        validate_email(username)
+        checked_address(username)
     except DjangoValidationError:
         return email
     return username

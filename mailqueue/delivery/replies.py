@@ -44,6 +44,7 @@ class Fault(Enum):
     NO_AUTH = "the relay offers no way to log in that we know"
     GARBAGE = "the relay does not speak SMTP"
     TOO_BIG = "the mail is larger than the relay takes"
+    NO_SMTPUTF8 = "the relay takes only ASCII before the @ of an address"
     UNREADABLE_PASSWORD = "the stored password cannot be read with CREDENTIAL_KEYS"  # noqa: S105
 
 
@@ -154,7 +155,7 @@ def _code(answer: Answer) -> int:
 def _read_fault(phase: Phase, fault: Fault) -> Verdict:
     if fault in _OF_THE_ACCOUNT:
         return _ACCOUNT
-    if fault is Fault.TOO_BIG:
+    if fault in (Fault.TOO_BIG, Fault.NO_SMTPUTF8):
         return _REJECTED
     return _UNCERTAIN if phase == Phase.REPLY else _TEMPORARY
 

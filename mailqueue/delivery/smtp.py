@@ -146,10 +146,13 @@ class _Replies(asyncio.Protocol):
 class Session:
     """A greeted, protected and authenticated connection, good for many transactions one after another."""
 
-    def __init__(self, protocol: _Replies, *, pipelining: bool, size_limit: int | None) -> None:
+    def __init__(
+        self, protocol: _Replies, *, pipelining: bool, size_limit: int | None, smtputf8: bool = False
+    ) -> None:
         self._protocol = protocol
         self._pipelining = pipelining
         self._size_limit = size_limit  # None: SIZE not offered; 0: no limit (RFC 1870)
+        self._smtputf8 = smtputf8
         self.opened_at = self.used_at = time.monotonic()
         self.transactions = 0
         self._needs_reset = False
@@ -179,12 +182,16 @@ class Session:
     async def _transact(self, sender: str, recipient: str, raw: bytes) -> Answer:
         if self._size_limit and len(raw) > self._size_limit:
             return Answer(Phase.MAIL, text=f"{len(raw)} of {self._size_limit} bytes", fault=Fault.TOO_BIG)
+        if not self._smtputf8 and not (sender.isascii() and recipient.isascii()):
+            return Answer(Phase.MAIL, text="5.6.7", fault=Fault.NO_SMTPUTF8)
         refused = await self._envelope(sender, recipient, len(raw))
         return refused or await self._content(raw)
 
     async def _envelope(self, sender: str, recipient: str, size: int) -> Answer | None:
         """MAIL, RCPT, DATA; None when the relay waits for the content."""
         declared = "" if self._size_limit is None else f" SIZE={size}"
+        if not (sender.isascii() and recipient.isascii()):
+            declared += " BODY=8BITMIME SMTPUTF8"  # RFC 6531 3.1: who offers the one offers the other
         commands = [
             (Phase.MAIL, f"MAIL FROM:<{sender}>{declared}\r\n"),
             (Phase.RCPT, f"RCPT TO:<{recipient}>\r\n"),
@@ -203,7 +210,7 @@ class Session:
     async def _exchange(self, commands: list[tuple[Phase, str]]) -> Answer | None:
         """Writes the commands at once and reads a reply to each; the first refusal, if any."""
         protocol = self._protocol
-        protocol.transport.write("".join(command for _, command in commands).encode("ascii"))
+        protocol.transport.write("".join(command for _, command in commands).encode())
         replies = await protocol.replies(len(commands), DEADLINES[commands[-1][0]])
         for (phase, command), (code, text) in zip(commands, replies, strict=False):
             if code != 354 if command == "DATA\r\n" else not 200 <= code < 300:
@@ -357,6 +364,7 @@ def _take_over(client: aiosmtplib.SMTP) -> Session:
     return Session(
         protocol,
         pipelining=client.supports_extension("pipelining"),
+        smtputf8=client.supports_extension("smtputf8"),
         size_limit=int(size) if size and size.isdigit() else (0 if size is not None else None),
     )
 

@@ -15,7 +15,8 @@ from mailqueue.sandbox.inbox import Inbox, NotKeptError, received
 from tasks.states import Phase
 
 HOST = "127.0.0.1"
-MAX_MAIL_BYTES = 10 * 1024 * 1024
+#: More than the API takes: attachments of 10 MB, as base64, and two bodies.
+MAX_MAIL_BYTES = 20 * 1024 * 1024
 
 
 class SandboxSession(SMTP):

@@ -33,6 +33,29 @@ A_MAIL = OpenApiExample(
     {"recipient_email": "jane@example.com", "subject": "Grüße", "body": "Hello Jane,\nit works."},
     request_only=True,
 )
+A_FULL_MAIL = OpenApiExample(
+    "With everything",
+    {
+        "recipient_email": "jane@example.com",
+        "subject": "Your invoice",
+        "body": "Hello Jane,\nplease find the invoice attached.",
+        "html_body": "<p>Hello Jane,<br>please find the invoice attached.</p>",
+        "from_name": "Ada's Bookshop",
+        "reply_to": "Support <support@example.com>",
+        "headers": {"List-Unsubscribe": "<https://example.com/unsubscribe/42>"},
+        "attachments": [
+            {
+                "filename": "invoice.txt",
+                "content_type": "text/plain; charset=utf-8",
+                "content": "NDIg4oKsCg==",
+            }
+        ],
+        "tags": ["invoice", "2030-01"],
+        "metadata": {"invoice": 4711},
+        "scheduled_at": "2030-01-31T09:30:00Z",
+    },
+    request_only=True,
+)
 LOCATION = OpenApiParameter("Location", OpenApiTypes.URI, OpenApiParameter.HEADER, response=[202])
 
 NOT_CANCELLABLE: dict[int, str] = {
@@ -67,7 +90,8 @@ def _own_tasks(request: Request) -> MailTaskQuerySet:
 
 
 def _in_full(request: Request, pk: int) -> Response:
-    task = get_object_or_404(_own_tasks(request).prefetch_related("attempts"), pk=pk)
+    in_full = _own_tasks(request).select_related("content").defer("content__raw")
+    task = get_object_or_404(in_full.prefetch_related("attempts", "tags"), pk=pk)
     account = SmtpAccount.objects.get(owner=_owner(request))
     return Response(TaskDetailSerializer(task, context={"account": account}).data)
 
@@ -78,7 +102,7 @@ class EnqueueView(APIView):
         request=EnqueueSerializer,
         responses={202: AcceptedSerializer} | documented(400, 401, 413, 415),
         parameters=[LOCATION],
-        examples=[A_MAIL],
+        examples=[A_MAIL, A_FULL_MAIL],
         tags=["tasks"],
     )
     def post(self, request: Request) -> Response:
@@ -102,7 +126,11 @@ class QueueView(ListAPIView[MailTask]):
     def get_queryset(self) -> QuerySet[MailTask]:
         asked = QueueFilterSerializer(data=self.request.query_params.dict())
         asked.is_valid(raise_exception=True)
-        return self.listed(_own_tasks(self.request)).filter(**asked.validated_data)
+        filters = dict(asked.validated_data)
+        tasks = self.listed(_own_tasks(self.request)).prefetch_related("tags")
+        if tag := filters.pop("tag", None):
+            tasks = tasks.tagged(tag)
+        return tasks.filter(**filters)
 
     def listed(self, own: MailTaskQuerySet) -> MailTaskQuerySet:
         return own

@@ -89,6 +89,8 @@ def test_the_answer_is_the_same_whatever_else_is_sent():
         ("relay-user", None, "ada@example.com"),
         ("box@example.org", None, "box@example.org"),
         ("box@example.org", "news@example.net", "news@example.net"),
+        ("\u017fam@example.org", None, "ada@example.com"),
+        ("box@example.org", "news@bücher.example", "news@bücher.example"),
     ],
 )
 def test_mail_comes_from_what_was_asked_else_the_mailbox_else_the_user(username, given, expected):
@@ -159,7 +161,10 @@ def test_one_of_username_and_password_alone_is_refused(empty):
         ("smtp-password", 5),
         ("smtp_security", "ssl"),
         ("smtp_security", 1),
+        ("email", "\u017fam@example.com"),
         ("from_email", "nobody"),
+        ("from_email", "\u017fam@example.com"),
+        ("from_email", "sam@" + "ü" * 60 + ".example"),
     ],
 )
 def test_a_bad_value_is_refused_by_name_and_leaves_no_user(field, value):

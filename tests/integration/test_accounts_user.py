@@ -158,6 +158,8 @@ def test_an_empty_change_changes_nothing(user):
         ({"max_connections": 101}, "max_connections"),
         ({"password": "short"}, "password"),
         ({"from_email": "nobody"}, "from_email"),
+        ({"from_email": "\u017fam@example.com"}, "from_email"),
+        ({"from_email": "sam@" + "ü" * 60 + ".example"}, "from_email"),
     ],
 )
 def test_a_bad_change_is_refused_by_name_and_changes_nothing(user, body, field):

@@ -283,6 +283,19 @@ def test_a_new_user_comes_with_an_account(staff: Client) -> None:
     page(staff, f"/admin/accounts/user/{user.pk}/change/")
 
 
+def test_an_address_that_no_mail_could_come_from_is_refused(staff: Client) -> None:
+    form = {
+        "email": "\u017fam@example.com",
+        "password1": "a long passphrase",
+        "password2": "a long passphrase",
+    }
+    assert "Must be one e-mail address" in staff.post("/admin/accounts/user/add/", form).content.decode()
+    user = UserFactory()
+    address = f"/admin/accounts/smtpaccount/{user.pk}/change/"
+    refused = staff.post(address, account_form(from_email="\u017fam@example.com"))
+    assert "Must be one e-mail address" in refused.content.decode()
+
+
 def test_a_taken_address_is_named(staff: Client) -> None:
     UserFactory(email="ada@example.com")
     form = {"email": "ADA@example.com", "password1": "a long passphrase", "password2": "a long passphrase"}

@@ -241,6 +241,35 @@ def test_a_mail_too_big_for_the_relay_is_rejected_unsent(courier: Courier) -> No
         ]
 
 
+@pytest.mark.parametrize("pipelining", [True, False])
+def test_a_recipient_beyond_ascii_gets_his_mail_where_the_relay_can(
+    courier: Courier, pipelining: bool
+) -> None:
+    raw = "To: jürgen@example.com\r\n\r\nHello.\r\n".encode()
+    with Relay(smtputf8=True, size=1000, pipelining=pipelining) as relay:
+        owner = sending_user(relay.port)
+        mail = mail_for(relay, owner, recipient="jürgen@example.com", raw=raw)
+        plain = mail_for(relay, owner)
+        courier.drain(LONG)
+        assert (now_as(mail).status, now_as(plain).status) == (Status.SUCCESS, Status.SUCCESS)
+        assert [got.raw for got in relay.accepted_for("jürgen@example.com")] == [raw]
+        declared = {
+            c.partition("SIZE=")[2].partition(" ")[2] for c in relay.commands() if c.startswith("MAIL")
+        }
+        assert declared == {"BODY=8BITMIME SMTPUTF8", ""}
+
+
+def test_a_recipient_beyond_ascii_is_rejected_where_the_relay_cannot(relay: Relay, courier: Courier) -> None:
+    owner = sending_user(relay.port)
+    mail, plain = mail_for(relay, owner, recipient="jürgen@example.com"), mail_for(relay, owner)
+    courier.drain(LONG)
+    assert (now_as(mail).status, mail.cancel_reason) == (Status.CANCELLED, CancelReason.REJECTED)
+    assert words(mail) == [("rejected", "mail", None)]
+    assert mail.last_reply == "the relay takes only ASCII before the @ of an address (5.6.7)"
+    assert now_as(plain).status == Status.SUCCESS
+    assert verbs(relay)["MAIL"] == 1
+
+
 # Lost -----------------------------------------------------------------------------------------------
 
 
@@ -552,11 +581,19 @@ def test_a_password_that_cannot_be_read_parks_the_account(relay: Relay, courier:
 
 
 def test_a_mail_that_makes_the_code_raise_is_put_off_and_the_others_go_on(
-    relay: Relay, courier: Courier
+    relay: Relay, courier: Courier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner = sending_user(relay.port, max_connections=1)
-    # No door lets such a recipient in; it stands for whatever we did not foresee.
-    poison = mail_for(relay, owner, recipient="jürgen@example.com")
+    poison = mail_for(relay, owner, recipient="poison@example.com")
+    envelope = smtp.Session._envelope
+
+    async def raise_at_poison(session: smtp.Session, sender: str, recipient: str, size: int) -> Any:
+        """Stands for whatever we did not foresee."""
+        if recipient == poison.recipient:
+            raise RuntimeError("poison")
+        return await envelope(session, sender, recipient, size)
+
+    monkeypatch.setattr(smtp.Session, "_envelope", raise_at_poison)
     others = [mail_for(relay, owner) for _ in range(5)]
     assert courier.drain(LONG) == Report(claimed=6, sent=5, put_off=1)
     assert (now_as(poison).status, poison.try_count) == (Status.FAILED, 1)

@@ -186,7 +186,7 @@ def test_a_connection_that_died_while_idle_costs_no_mail(sandbox: Sandbox) -> No
 
 def test_a_mail_beyond_the_limit_is_refused_for_good(sandbox: Sandbox) -> None:
     with sandbox.client() as smtp, pytest.raises(smtplib.SMTPResponseException) as refused:
-        smtp.send_message(a_mail(text="x" * 70 + "\n" + ("y" * 70 + "\n") * 160_000))
+        smtp.send_message(a_mail(text="x" * 70 + "\n" + ("y" * 70 + "\n") * 320_000))
     assert refused.value.smtp_code == 552
     assert not SandboxMail.objects.exists()
 

@@ -111,6 +111,7 @@ FAULTS = [
     (Fault.LOST, "reply", UNCERTAIN),
     (Fault.TIMEOUT, "reply", UNCERTAIN),
     (Fault.GARBAGE, "reply", UNCERTAIN),
+    (Fault.NO_SMTPUTF8, "mail", REJECTED),
     (Fault.TOO_BIG, "mail", REJECTED),
 ]
 
