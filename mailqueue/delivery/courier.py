@@ -15,15 +15,17 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field
+from functools import partial
 from random import uniform
 from typing import Any, ParamSpec, TypeVar
 
 import uvloop
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError, OperationalError, connection
+from django.db import DatabaseError, InterfaceError, OperationalError, connection, transaction
 from django.utils import timezone
 
-from mailqueue.delivery import breaker, replies, retry
+from mailqueue.delivery import breaker, journal, recovery, replies, retry
+from mailqueue.delivery.journal import Journal, UnwritableError
 from mailqueue.delivery.pool import Pool
 from mailqueue.delivery.replies import Answer, Fault, Meaning, Verdict
 from mailqueue.delivery.routes import Route, routes
@@ -45,6 +47,8 @@ FIRST_HAND, LARGEST_HAND = 50, 400
 LINGER = 0.005
 #: How long (seconds) a claim that found nothing is not repeated while mails are still being sent.
 PAUSE_BETWEEN_CLAIMS = 0.02
+#: How long (seconds) a worker that cannot write its journal claims nothing.
+UNWRITABLE_PAUSE = 2.0
 #: One claims while the other settles.
 LEDGER_THREADS = 2
 
@@ -118,6 +122,7 @@ class Courier:
         self._thread = threading.Thread(target=self._loop.run_forever, name="courier", daemon=True)
         self._ledger_threads = ThreadPoolExecutor(LEDGER_THREADS, thread_name_prefix="ledger")
         self._pool = Pool()
+        self._journal = Journal(settings.JOURNAL_DIR, worker)
         self._hands: dict[int, Hand] = {}
         self._leases: dict[uuid.UUID, Lease] = {}
         self._in_hand = 0
@@ -154,6 +159,8 @@ class Courier:
         self._call(self._finish(seconds))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
+        if not self._thread.is_alive():  # else it may still send, and note it
+            self._journal.close()
         self._close_database_connections()
 
     def _close_database_connections(self) -> None:
@@ -177,7 +184,9 @@ class Courier:
     async def _begin(self) -> None:
         self._has_results = asyncio.Event()
         self._progress = asyncio.Event()
+        self._recovery = asyncio.create_task(self._recover())
         self._chores = [
+            self._recovery,
             asyncio.create_task(self._settle_results()),
             asyncio.create_task(self._renew_leases()),
             asyncio.create_task(self._reap_connections()),
@@ -197,6 +206,7 @@ class Courier:
     async def _drain(self, seconds: float) -> Report:
         self._report = report = Report()
         end = self._loop.time() + seconds
+        await asyncio.wait([self._recovery], timeout=seconds)
         while self._loop.time() < end and not self._stopping:
             self._progress.clear()
             room = min(GROUP, self.capacity - self._in_hand)
@@ -205,6 +215,12 @@ class Courier:
             except (OperationalError, InterfaceError) as error:
                 logger.warning("database_away", extra={"error": str(error)})
                 await asyncio.sleep(uniform(0.2, 1))  # noqa: S311 -- spreads load, guards nothing
+                continue
+            except UnwritableError:
+                # The mails stay queued, for other workers or for later. Sent without a journal they would be in
+                # doubt after a crash; a full disk or a folder that is not ours is soon seen and mended.
+                logger.exception("journal_unwritable", extra={"doing": "claiming nothing"})
+                await asyncio.sleep(min(UNWRITABLE_PAUSE, max(end - self._loop.time(), 0)))
                 continue
             if claimed:
                 report.claimed += len(claimed)
@@ -226,7 +242,9 @@ class Courier:
     async def _claim(self, room: int) -> list[Claimed]:
         rooms = {hand.owner_id: hand.room() for hand in self._hands.values()}
         started = self._loop.time()
-        claimed, found = await self._in_thread(_claim, room, self.lease_seconds, rooms, self._last_owner)
+        claimed, found = await self._in_thread(
+            _claim, room, self.lease_seconds, rooms, self._last_owner, self._journal
+        )
         if not claimed:
             was_behind, self._last_owner = self._last_owner, 0
             return await self._claim(room) if was_behind else []
@@ -290,6 +308,10 @@ class Courier:
         try:
             answer = await self._transact(hand.route.relay, mail)
             verdict = replies.read(answer)
+        except UnwritableError as error:
+            logger.exception("journal_unwritable", extra={"task_id": mail.id})
+            self._note(mail, retry.put_back(mail, f"The worker cannot write its journal: {error}"[:500]))
+            return
         except Exception:
             # Put off and counted first, so that a mail that makes us raise stops nobody, then told.
             logger.exception("delivery_raised", extra={"task_id": mail.id})
@@ -325,12 +347,22 @@ class Courier:
                 return error.answer
             was_kept = session.transactions > 0
             try:
-                answer = await session.send(mail.sender, mail.recipient, mail.raw)
+                answer = await session.send(
+                    mail.sender, mail.recipient, mail.raw, before_dot=partial(self._journal.dot, mail)
+                )
             finally:
                 self._pool.give(relay, session)
             is_gone = answer.fault is Fault.LOST or answer.code == 421
             if not (was_kept and is_gone and answer.phase in (Phase.MAIL, Phase.RCPT)):
+                self._journal_reply(mail, answer)
                 return answer
+
+    def _journal_reply(self, mail: Claimed, answer: Answer) -> None:
+        """A disk that is full now must not cost us the answer, which we have."""
+        try:
+            self._journal.reply(mail, answer)
+        except UnwritableError:
+            logger.exception("journal_unwritable", extra={"task_id": mail.id})
 
     async def _park(self, hand: Hand, mail: Claimed, answer: Answer, meaning: Meaning) -> None:
         """The account is at fault: its breaker opens, then its mails go back as they were."""
@@ -370,10 +402,12 @@ class Courier:
 
     def _drop(self, mail: Claimed) -> None:
         """No longer in hand."""
+        self._journal.settled(mail)
         lease = self._leases[mail.token]
         lease.mails -= 1
         if not lease.mails:
             del self._leases[mail.token]
+            self._journal.released(mail.token)
         hand = self._hands[mail.owner_id]
         hand.held -= 1
         if not hand.held and not hand.sessions and len(self._hands) > 1000:
@@ -382,6 +416,15 @@ class Courier:
         self._progress.set()
 
     # Chores -----------------------------------------------------------------------------------------
+
+    async def _recover(self) -> None:
+        """Settles what dead workers of this host held, before the first claim."""
+        for path in journal.files_of(settings.JOURNAL_DIR, self.worker):
+            try:
+                if await self._persistently(recovery.recover, path):
+                    await self._in_thread(doorbell.call)
+            except Exception:  # there the lease is left to decide; new mail must go out
+                logger.exception("recovery_failed", extra={"journal": str(path)})
 
     async def _renew_leases(self) -> None:
         while True:
@@ -427,9 +470,20 @@ def _with_connection(deed: Callable[P, T], *args: P.args, **kwargs: P.kwargs) ->
 
 
 def _claim(
-    limit: int, lease_seconds: float, rooms: dict[int, int], after: int
+    limit: int, lease_seconds: float, rooms: dict[int, int], after: int, noted: Journal
 ) -> tuple[list[Claimed], dict[int, Route]]:
-    claimed = ledger.claim(limit, lease_seconds, room=FIRST_HAND, rooms=rooms, after=after)
+    tokens: set[uuid.UUID] = set()
+    try:
+        # Noted before the commit, so that no mail is ever held under a token that no journal knows.
+        with transaction.atomic():
+            claimed = ledger.claim(limit, lease_seconds, room=FIRST_HAND, rooms=rooms, after=after)
+            tokens = {mail.token for mail in claimed}
+            for token in tokens:
+                noted.claimed(token)
+    except BaseException:
+        for token in tokens:
+            noted.released(token)
+        raise
     return claimed, routes(mail.owner_id for mail in claimed) if claimed else {}
 
 
