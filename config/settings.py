@@ -228,6 +228,8 @@ MAIL_KEEP_DAYS = ENV.keep_days
 WORKER_CONCURRENCY = ENV.worker_concurrency
 WORKER_CONNECTIONS = ENV.worker_connections
 SANDBOX_SMTP_PORT = ENV.sandbox_smtp_port
+#: What each worker knows and the ledger does not yet; docs/lifecycle.md, "When a worker dies".
+JOURNAL_DIR = ENV.data_dir.resolve() / "journal"
 
 # Celery ---------------------------------------------------------------------------------------------
 # The bell may be lost at any time; these keep a lost or frozen Redis from blocking anyone

@@ -377,3 +377,35 @@ def accept(tasks: MailTaskQuerySet) -> int:
     return tasks.filter(status=Status.UNCERTAIN).update(
         status=Status.SUCCESS, finished_at=Now(), moved_at=Now()
     )
+
+
+def held(tokens: Sequence[uuid.UUID]) -> list[Claimed]:
+    """The mails that are in process under these claim tokens, without their content."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT id, owner_id, claim_token, lane, try_count, max_tries, on_uncertain, expires_at, sender,"
+            f" recipient, ''::bytea FROM tasks_mailtask"
+            f" WHERE status = {Status.PROCESSING:d} AND claim_token = ANY(%s) ORDER BY id",
+            [list(tokens)],
+        )
+        return [Claimed(*row) for row in cursor.fetchall()]
+
+
+def take_back(mails: Sequence[Claimed], why: str) -> int:
+    """As they were before, the try not used up, what a dead worker held and had surely not sent; how many.
+    The death is counted all the same: it may be the mail that kills them."""
+    return MailTask.objects.filter(
+        status=Status.PROCESSING,
+        id__in=[mail.id for mail in mails],
+        claim_token__in={mail.token for mail in mails},
+    ).update(
+        status=Case(When(try_count__gt=1, then=Value(int(Status.FAILED))), default=Value(int(Status.QUEUED))),
+        started_at=Case(When(try_count__gt=1, then=F("started_at")), default=None),
+        due_at=Case(When(lost_count__gte=DEATHS_BEFORE_DELAY, then=_after_deaths()), default=F("due_at")),
+        try_count=F("try_count") - 1,
+        lost_count=F("lost_count") + 1,
+        last_reply=why,
+        lease_until=None,
+        claim_token=None,
+        moved_at=Now(),
+    )

@@ -66,6 +66,7 @@ class Machine:
         self.env = os.environ | {
             "DATABASE_URL": database,
             "REDIS_URL": self.redis.url,
+            "DATA_DIR": str(folder / "data"),
             "DEBUG": "false",
             "SMTP_ALLOWED_NETWORKS": "127.0.0.0/8",
             "MAIL_RETRY_SCHEDULE": "1,2",

@@ -16,15 +16,17 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field, replace
+from functools import partial
 from random import uniform
 from typing import Any, ParamSpec, TypeVar
 
 import uvloop
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError, OperationalError, connection
+from django.db import DatabaseError, InterfaceError, OperationalError, connection, transaction
 from django.utils import timezone
 
-from mailqueue.delivery import breaker, limits, magic, replies, retry
+from mailqueue.delivery import breaker, journal, limits, magic, recovery, replies, retry
+from mailqueue.delivery.journal import Journal, UnwritableError
 from mailqueue.delivery.pool import Pool
 from mailqueue.delivery.replies import Answer, Fault, Meaning, Verdict
 from mailqueue.delivery.routes import Route, accounts_of, route
@@ -48,6 +50,8 @@ LINGER = 0.005
 PAUSE_BETWEEN_CLAIMS = 0.02
 #: A mail to be tried again whose settlement could not be written as it was waits this long (seconds).
 UNWRITTEN_WAIT = 3600.0
+#: How long (seconds) a worker that cannot write its journal claims nothing.
+UNWRITABLE_PAUSE = 2.0
 #: One claims while the other settles.
 LEDGER_THREADS = 2
 
@@ -121,6 +125,7 @@ class Courier:
         self._thread = threading.Thread(target=self._loop.run_forever, name="courier", daemon=True)
         self._ledger_threads = ThreadPoolExecutor(LEDGER_THREADS, thread_name_prefix="ledger")
         self._pool = Pool()
+        self._journal = Journal(settings.JOURNAL_DIR, worker)
         self._hands: dict[int, Hand] = {}
         self._leases: dict[uuid.UUID, Lease] = {}
         self._in_hand = 0
@@ -163,6 +168,8 @@ class Courier:
         self._call(self._finish(seconds))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
+        if not self._thread.is_alive():  # else it may still send, and note it
+            self._journal.close()
         self._close_database_connections()
 
     def _close_database_connections(self) -> None:
@@ -186,7 +193,9 @@ class Courier:
     async def _begin(self) -> None:
         self._has_results = asyncio.Event()
         self._progress = asyncio.Event()
+        self._recovery = asyncio.create_task(self._recover())
         self._chores = [
+            self._recovery,
             asyncio.create_task(self._settle_results()),
             asyncio.create_task(self._renew_leases()),
             asyncio.create_task(self._reap_connections()),
@@ -207,6 +216,7 @@ class Courier:
         self._report = report = Report()
         self._opens_at = math.inf
         end = self._loop.time() + seconds
+        await asyncio.wait([self._recovery], timeout=seconds)
         while self._loop.time() < end and not self._stopping:
             self._progress.clear()
             room = min(GROUP, self.capacity - self._in_hand)
@@ -215,6 +225,12 @@ class Courier:
             except (OperationalError, InterfaceError) as error:
                 logger.warning("database_away", extra={"error": str(error)})
                 await asyncio.sleep(uniform(0.2, 1))  # noqa: S311 -- spreads load, guards nothing
+                continue
+            except UnwritableError:
+                # The mails stay queued, for other workers or for later. Sent without a journal they would be in
+                # doubt after a crash; a full disk or a folder that is not ours is soon seen and mended.
+                logger.exception("journal_unwritable", extra={"doing": "claiming nothing"})
+                await asyncio.sleep(min(UNWRITABLE_PAUSE, max(end - self._loop.time(), 0)))
                 continue
             if claimed:
                 report.claimed += len(claimed)
@@ -237,7 +253,7 @@ class Courier:
         rooms = {hand.owner_id: hand.room() for hand in self._hands.values()}
         started = self._loop.time()
         claimed, found, opens_in = await self._in_thread(
-            _claim, room, self.lease_seconds, rooms, self._last_owner, self.worker
+            _claim, room, self.lease_seconds, rooms, self._last_owner, worker=self.worker, noted=self._journal
         )
         if opens_in is not None:
             self._opens_at = min(self._opens_at, self._loop.time() + opens_in)
@@ -304,6 +320,10 @@ class Courier:
         try:
             answer = await (self._conjure(mail) if is_magic else self._transact(route.relay, mail))
             verdict = replies.read(answer)
+        except UnwritableError as error:
+            logger.exception("journal_unwritable", extra={"task_id": mail.id})
+            self._note(mail, retry.put_back(mail, f"The worker cannot write its journal: {error}"[:500]))
+            return
         except Exception:
             # Put off and counted first, so that a mail that makes us raise stops nobody, then told.
             logger.exception("delivery_raised", extra={"task_id": mail.id})
@@ -336,12 +356,22 @@ class Courier:
                 return error.answer
             was_kept = session.transactions > 0
             try:
-                answer = await session.send(mail.sender, mail.recipient, mail.raw)
+                answer = await session.send(
+                    mail.sender, mail.recipient, mail.raw, before_dot=partial(self._journal.dot, mail)
+                )
             finally:
                 self._pool.give(relay, session)
             is_gone = answer.fault is Fault.LOST or answer.code == 421
             if not (was_kept and is_gone and answer.phase in (Phase.MAIL, Phase.RCPT)):
+                self._journal_reply(mail, answer)
                 return answer
+
+    def _journal_reply(self, mail: Claimed, answer: Answer) -> None:
+        """A disk that is full now must not cost us the answer, which we have."""
+        try:
+            self._journal.reply(mail, answer)
+        except UnwritableError:
+            logger.exception("journal_unwritable", extra={"task_id": mail.id})
 
     async def _conjure(self, mail: Claimed) -> Answer:
         """What the magic address says, which is nothing about the account; taken means kept in the sandbox."""
@@ -404,10 +434,12 @@ class Courier:
 
     def _drop(self, mail: Claimed) -> None:
         """No longer in hand."""
+        self._journal.settled(mail)
         lease = self._leases[mail.token]
         lease.mails -= 1
         if not lease.mails:
             del self._leases[mail.token]
+            self._journal.released(mail.token)
         hand = self._hands[mail.owner_id]
         hand.held -= 1
         if not hand.held and not hand.sessions and len(self._hands) > 1000:
@@ -416,6 +448,15 @@ class Courier:
         self._progress.set()
 
     # Chores -----------------------------------------------------------------------------------------
+
+    async def _recover(self) -> None:
+        """Settles what dead workers of this host held, before the first claim."""
+        for path in journal.files_of(settings.JOURNAL_DIR, self.worker):
+            try:
+                if await self._persistently(recovery.recover, path):
+                    await self._in_thread(doorbell.call)
+            except Exception:  # there the lease is left to decide; new mail must go out
+                logger.exception("recovery_failed", extra={"journal": str(path)})
 
     async def _renew_leases(self) -> None:
         while True:
@@ -461,11 +502,11 @@ def _with_connection(deed: Callable[P, T], *args: P.args, **kwargs: P.kwargs) ->
 
 
 def _claim(
-    limit: int, lease_seconds: float, rooms: dict[int, int], after: int, worker: str
+    limit: int, lease_seconds: float, rooms: dict[int, int], after: int, *, worker: str, noted: Journal
 ) -> tuple[list[Claimed], dict[int, Route], float | None]:
     """The mails that may go now, their owners' routes, and after how many seconds an account opens that is at its
     limit. What may not go is back in the ledger, its account closed first so that nobody claims it again at once."""
-    claimed = ledger.claim(limit, lease_seconds, room=FIRST_HAND, rooms=rooms, after=after)
+    claimed = _claim_and_note(limit, lease_seconds, rooms, after, noted)
     if not claimed:
         return [], {}, limits.next_opening()
     accounts = accounts_of(mail.owner_id for mail in claimed)
@@ -473,9 +514,29 @@ def _claim(
     limits.close_accounts(admission.closed)
     if admission.put_off:
         ledger.settle(admission.put_off, worker)
+    for token in {mail.token for mail in claimed} - {mail.token for mail in admission.admitted}:
+        noted.released(token)
     owners = {mail.owner_id for mail in admission.admitted}
     found = {owner_id: route(accounts[owner_id]) for owner_id in owners}
     return admission.admitted, found, min(admission.closed.values(), default=None)
+
+
+def _claim_and_note(
+    limit: int, lease_seconds: float, rooms: dict[int, int], after: int, noted: Journal
+) -> list[Claimed]:
+    tokens: set[uuid.UUID] = set()
+    try:
+        # Noted before the commit, so that no mail is ever held under a token that no journal knows.
+        with transaction.atomic():
+            claimed = ledger.claim(limit, lease_seconds, room=FIRST_HAND, rooms=rooms, after=after)
+            tokens = {mail.token for mail in claimed}
+            for token in tokens:
+                noted.claimed(token)
+    except BaseException:
+        for token in tokens:
+            noted.released(token)
+        raise
+    return claimed
 
 
 def _settle(batch: list[Settlement], worker: str) -> set[int]:

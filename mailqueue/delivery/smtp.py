@@ -2,7 +2,8 @@
 
 The only module that opens sockets to relays. aiosmtplib does greeting, STARTTLS and AUTH; the transactions are
 ours, for with PIPELINING in one write they are twice as fast (14,000 against 6,300 mails/s on two cores).
-A session ends a transaction with an Answer, whatever happened; it raises nothing but cancellation.
+A session ends a transaction with an Answer, whatever happened; it raises nothing but cancellation and what
+`before_dot` raised.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import os
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -165,11 +167,17 @@ class Session:
             and not self._protocol.transport.is_closing()
         )
 
-    async def send(self, sender: str, recipient: str, raw: bytes) -> Answer:
-        """One transaction. The answer's phase tells how far it came; only in REPLY may the mail be out."""
+    async def send(
+        self, sender: str, recipient: str, raw: bytes, *, before_dot: Callable[[], None]
+    ) -> Answer:
+        """One transaction. The answer's phase tells how far it came; only in REPLY may the mail be out.
+
+        `before_dot` is called just before the final dot is written. If it raises, the dot does not leave, and
+        what it raised is the caller's.
+        """
         self.transactions += 1
         try:
-            answer = await self._transact(sender, recipient, raw)
+            answer = await self._transact(sender, recipient, raw, before_dot)
         except BaseException:  # cut off in the middle, the session is good for nothing
             self.abort()
             raise
@@ -179,13 +187,15 @@ class Session:
         self.used_at = time.monotonic()
         return answer
 
-    async def _transact(self, sender: str, recipient: str, raw: bytes) -> Answer:
+    async def _transact(
+        self, sender: str, recipient: str, raw: bytes, before_dot: Callable[[], None]
+    ) -> Answer:
         if self._size_limit and len(raw) > self._size_limit:
             return Answer(Phase.MAIL, text=f"{len(raw)} of {self._size_limit} bytes", fault=Fault.TOO_BIG)
         if not self._smtputf8 and not (sender.isascii() and recipient.isascii()):
             return Answer(Phase.MAIL, text="5.6.7", fault=Fault.NO_SMTPUTF8)
         refused = await self._envelope(sender, recipient, len(raw))
-        return refused or await self._content(raw)
+        return refused or await self._content(raw, before_dot)
 
     async def _envelope(self, sender: str, recipient: str, size: int) -> Answer | None:
         """MAIL, RCPT, DATA; None when the relay waits for the content."""
@@ -223,7 +233,7 @@ class Session:
             return Answer(commands[len(replies)][0], fault=protocol.fault)
         return None
 
-    async def _content(self, raw: bytes) -> Answer:
+    async def _content(self, raw: bytes, before_dot: Callable[[], None]) -> Answer:
         """The mail, dot-stuffed, and the final dot. Once that has left, silence is uncertain."""
         protocol = self._protocol
         stuffed = raw.replace(b"\r\n.", b"\r\n..")
@@ -235,6 +245,7 @@ class Session:
         await protocol.drain(DEADLINES[Phase.BODY])
         if protocol.fault is not None:
             return Answer(Phase.BODY, fault=protocol.fault)
+        before_dot()
         protocol.transport.write(b".\r\n")
         replies = await protocol.replies(1, DEADLINES[Phase.REPLY])
         if not replies:

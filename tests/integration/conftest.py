@@ -1,6 +1,8 @@
-"""An empty Redis and an unspoilt bell for each test."""
+"""An empty Redis, an unspoilt bell and a journal folder of its own for each test."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,3 +16,10 @@ def quiet_bell(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     doorbell.client().flushdb()
     yield
     doorbell.client.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def own_journals(settings: Any, tmp_path: Path) -> Path:
+    """Where the journals of this test's couriers are."""
+    settings.JOURNAL_DIR = tmp_path / "journal"
+    return tmp_path / "journal"
