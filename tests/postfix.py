@@ -80,7 +80,7 @@ smtpd_recipient_restrictions = check_recipient_access regexp:{folder}/access
 smtpd_client_auth_rate_limit = 0
 smtpd_error_sleep_time = 0
 """
-_RECIPIENTS = r"/^(reader[0-9]+|jane|grey|busy)@example\.com$/ ok" + "\n"
+_RECIPIENTS = r"/^((reader|someone)[0-9]+|grey|busy)@example\.com$/ ok" + "\n"
 _ACCESS = """\
 /^grey@/ 450 4.7.1 Greylisted, come back later
 /^busy@/ 451 4.3.0 Not now
