@@ -14,6 +14,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from socket import create_connection
 from typing import Self
@@ -42,8 +43,12 @@ SERVICES: dict[str, dict[str, str]] = {
         "smtpd_relay_restrictions": "permit_mynetworks,reject",
     },
 }
-#: As certificates.make_certificates names them; each is shown on a port with STARTTLS and one with implicit TLS.
+#: As certificates.make_certificates names them; each is shown on a port with STARTTLS and on one with implicit TLS.
 BAD_CERTIFICATES = ("self-signed", "expired", "other-name")
+for _name in BAD_CERTIFICATES:
+    _shown = {"smtpd_tls_chain_files": f"$certificates/{_name}.pem"}
+    SERVICES[_name] = {**_TLS, **_shown}
+    SERVICES[f"{_name}-smtps"] = {"smtpd_tls_wrappermode": "yes", **_shown}
 
 _MAIN = """\
 compatibility_level = 3.6
@@ -69,7 +74,8 @@ message_size_limit = {size}
 header_size_limit = {size}
 smtp_tls_security_level = none
 
-smtpd_tls_chain_files = {folder}/certificates/good.pem
+certificates = {folder}/certificates
+smtpd_tls_chain_files = $certificates/good.pem
 smtpd_tls_loglevel = 1
 smtpd_sasl_auth_enable = yes
 smtpd_sasl_type = dovecot
@@ -154,8 +160,7 @@ class Postfix:
     def __init__(self, destination: int, certificates: Path, **settings: str) -> None:
         """`destination`: the loopback port to which everything goes on. `settings` are lines of main.cf."""
         self.destination, self.certificates, self.settings = destination, certificates, settings
-        self.services = SERVICES | _with_bad_certificates(certificates)
-        self.ports = {name: free_port() for name in self.services}
+        self.ports = {name: free_port() for name in SERVICES}
 
     def __enter__(self) -> Self:
         # Not pytest's own folder: that is closed to Postfix's and Dovecot's users, and too long for a socket.
@@ -168,7 +173,8 @@ class Postfix:
             self._start("postfix", "-c", str(self.folder / "etc"), "start-fg")
             until((self.folder / "auth").is_socket, "Dovecot listens")
             until(lambda: all(map(_listens, self.ports.values())), "Postfix listens")
-        except BaseException:
+        except BaseException as error:
+            error.add_note(self.log.read_text(errors="replace")[-2000:] if self.log.exists() else "")
             self.__exit__()
             raise
         return self
@@ -181,6 +187,8 @@ class Postfix:
         for name, arguments in stops.items():
             subprocess.run(self._as_root(name, *arguments), capture_output=True, check=False)
         for child in self._children:
+            with suppress(subprocess.TimeoutExpired):  # it may be sudo, to which we cannot send a signal
+                child.wait(10)
             end(child, signal.SIGTERM, 10)
         subprocess.run([*_SUDO, "rm", "-rf", self.folder], check=False)
 
@@ -214,7 +222,7 @@ class Postfix:
         )
         files = {
             "etc/main.cf": main,
-            "etc/master.cf": _MASTER + "".join(map(self._service, self.services)),
+            "etc/master.cf": _MASTER + "".join(map(self._service, SERVICES)),
             "recipients": _RECIPIENTS,
             "access": _ACCESS,
             "dovecot.conf": _DOVECOT.format(**values),
@@ -232,7 +240,7 @@ class Postfix:
 
     def _service(self, name: str) -> str:
         """One smtpd in master.cf, on its port and under its name in the log."""
-        options = {"syslog_name": f"postfix/{name}", **self.services[name]}
+        options = {"syslog_name": f"postfix/{name}", **SERVICES[name]}
         head = f"127.0.0.1:{self.ports[name]} inet n - n - - smtpd\n"
         return head + "".join(f"  -o {option}={value}\n" for option, value in options.items())
 
@@ -245,15 +253,6 @@ class Postfix:
 
 
 _SUDO = [] if os.geteuid() == 0 else ["sudo", "-n"]
-
-
-def _with_bad_certificates(certificates: Path) -> dict[str, dict[str, str]]:
-    services = {}
-    for name in BAD_CERTIFICATES:
-        shown = {"smtpd_tls_chain_files": f"{certificates}/{name}.pem"}
-        services[name] = {**_TLS, **shown}
-        services[f"{name}-smtps"] = {"smtpd_tls_wrappermode": "yes", **shown}
-    return services
 
 
 def _listens(port: int) -> bool:
