@@ -155,13 +155,16 @@ class Machine:
 
     # What people do ---------------------------------------------------------------------------------
 
-    def user(self, port: int, host: str = "127.0.0.1", name: str = "", password: str = "") -> "Sender":
+    def user(
+        self, port: int, host: str = "127.0.0.1", name: str = "", password: str = "", security: str = "auto"
+    ) -> "Sender":
         """A new user whose mail goes to this relay."""
         login = {"email": f"{secrets.token_hex(6)}@example.com", "password": PASSWORD}
         relay = {"smtp_host": host, "smtp_port": port, "smtp-username": name, "smtp-password": password}
+        relay["smtp_security"] = security
         self._web.post("/register", json=login | relay).raise_for_status()
-        token = self._web.post("/login", json=login).raise_for_status().json()["token"]
-        return Sender(self._web, {"Authorization": f"Bearer {token}"})
+        user = self._web.post("/login", json=login).raise_for_status().json()
+        return Sender(self._web, {"Authorization": f"Bearer {user['token']}"}, user["id"])
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """What the database says."""
@@ -172,8 +175,24 @@ class Machine:
 class Sender:
     """Somebody with a token."""
 
-    def __init__(self, web: httpx.Client, headers: dict[str, str]) -> None:
-        self._web, self._headers = web, headers
+    def __init__(self, web: httpx.Client, headers: dict[str, str], pk: int) -> None:
+        self._web, self._headers, self.pk = web, headers, pk
+
+    def account(self) -> dict[str, Any]:
+        """Whether mail goes out, and why not."""
+        found: dict[str, Any] = self._get(f"/user/{self.pk}")["account"]
+        return found
+
+    def change(self, **settings: Any) -> None:
+        """New SMTP settings; `_` stands for the hyphen of smtp-password."""
+        answer = self._web.patch(f"/user/{self.pk}", json=settings, headers=self._headers)
+        assert answer.status_code == 200, answer.text
+
+    def try_relay(self) -> dict[str, Any]:
+        """What the SMTP test says."""
+        answer = self._web.post(f"/user/{self.pk}/smtp/test", headers=self._headers)
+        found: dict[str, Any] = answer.raise_for_status().json()
+        return found
 
     def enqueue(self, recipient: str = "jane@example.com", **changes: Any) -> int:
         """The task's id, once the mail is accepted."""

@@ -18,8 +18,9 @@ from tests.bench.limits import LIMITS
 from tests.bench.others import PEERS
 from tests.bench.ours import OURS, Drain
 from tests.bench.process import NotMeasuredError
+from tests.bench.secured import SECURED
 
-ROWS: list[Row] = [*LIMITS, *PEERS, *OURS]
+ROWS: list[Row] = [*LIMITS, *PEERS, *OURS, *SECURED]
 
 
 def _arguments() -> argparse.Namespace:

@@ -1,5 +1,6 @@
 """Our service for one measurement: its own database, and its programs as an operator starts them."""
 
+import json
 import os
 import sys
 import time
@@ -26,7 +27,15 @@ class Service:
     scratch: Path
 
     @classmethod
-    def prepared(cls, ground: Ground, smtp_port: int, waiting: int = 0) -> "Service":
+    def prepared(
+        cls,
+        ground: Ground,
+        smtp_port: int,
+        waiting: int = 0,
+        account: dict[str, str] | None = None,
+        authority: Path | None = None,
+    ) -> "Service":
+        """`account`: other fields of the SMTP account; `authority`: whose certificates the worker trusts."""
         env = {
             "PATH": os.environ["PATH"],
             "PYTHONPATH": str(ROOT),
@@ -38,7 +47,7 @@ class Service:
             "SECRET_KEY": Fernet.generate_key().decode(),
             "JWT_SIGNING_KEY": Fernet.generate_key().decode(),
             "CREDENTIAL_KEYS": Fernet.generate_key().decode(),
-            "SMTP_ALLOWED_NETWORKS": "127.0.0.0/8",
+            "SMTP_ALLOWED_NETWORKS": "127.0.0.0/8,::1/128",
             "DATA_DIR": str(ground.scratch),
             "PORT": str(free_port()),
             "FLOWER_PORT": "5555",  # never started here
@@ -46,9 +55,11 @@ class Service:
             "WORKER_CONCURRENCY": "2",
         }
         env |= {name: os.environ[name] for name in ("WORKER_CONNECTIONS",) if name in os.environ}
+        env |= {"SSL_CERT_FILE": str(authority)} if authority else {}
         service = cls(env, ground.scratch)
         service.python("manage.py", "migrate", "-v0")
-        service.python("-m", "tests.bench.fill", str(smtp_port), str(waiting), given=BODY)
+        fill = ["tests.bench.fill", str(smtp_port), str(waiting), json.dumps(account or {})]
+        service.python("-m", *fill, given=BODY)
         ground.settle(env["DATABASE_URL"])
         return service
 
@@ -86,6 +97,12 @@ class Service:
     def first_claim(self) -> float:
         """Seconds since the epoch, by the database's clock."""
         return self._number("SELECT extract(epoch FROM min(started_at)) FROM tasks_mailtask")
+
+    def seconds_of_sending(self) -> float:
+        """From the first claim to the last result in the ledger."""
+        return self._number(
+            "SELECT extract(epoch FROM max(finished_at) - min(started_at)) FROM tasks_mailtask"
+        )
 
     def expect_successes(self, mails: int, patience: float = 30) -> None:
         """The ledger must come to say what the sink said; a figure without it would be no delivery."""
