@@ -15,7 +15,7 @@ from django.db import connection, transaction
 from django.db.models import Case, DateTimeField, DurationField, ExpressionWrapper, F, Value, When
 from django.db.models.functions import Now
 
-from tasks.models import Attempt, MailTask, MailTaskQuerySet
+from tasks.models import Attempt, MailContent, MailTask, MailTaskQuerySet
 from tasks.states import (
     TRANSITIONS,
     CancelReason,
@@ -29,6 +29,8 @@ from tasks.states import (
 
 #: A claim gives each lane this share of a group when all lanes have mail; what one leaves, others take.
 LANE_WEIGHTS = {Lane.OTP: 8, Lane.DEFAULT: 4, Lane.BULK: 1}
+#: Mails up to this size (bytes) come with the claim. 200 with 10 MB of attachments each would fill the memory.
+LARGEST_AT_ONCE = 65_536
 #: Owners looked at in one claim; the next claim goes on after the last of them.
 OWNERS_A_TURN = 64
 #: A mail whose worker died this often is put off, twice as long each time: it may be what kills them.
@@ -113,7 +115,8 @@ SET status = {Status.PROCESSING:d}, try_count = try_count + 1, claim_token = %(t
     started_at = coalesce(started_at, now()), lease_until = now() + make_interval(secs => %(lease)s)
 FROM picked WHERE t.id = picked.id
 RETURNING t.id, t.owner_id, t.claim_token, t.lane, t.try_count, t.max_tries, t.on_uncertain, t.expires_at,
-          t.sender, t.recipient, coalesce((SELECT raw FROM tasks_mailcontent c WHERE c.task_id = t.id), '')
+          t.sender, t.recipient,
+          (SELECT raw FROM tasks_mailcontent c WHERE c.task_id = t.id AND octet_length(raw) <= {LARGEST_AT_ONCE})
 """
 
 _SETTLE = f"""
@@ -158,7 +161,8 @@ class Claimed:
     expires_at: datetime | None
     sender: str
     recipient: str
-    raw: bytes
+    #: None where it is larger than LARGEST_AT_ONCE: `content` reads it when its turn comes.
+    raw: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +238,11 @@ def claim(
                 held[mail.owner_id] = held.get(mail.owner_id, room) - 1
             quotas = {lane: limit - len(claimed) for lane in lanes}
     return claimed
+
+
+def content(task_id: int) -> bytes:
+    """The mail's bytes; nothing once they have been pruned."""
+    return bytes(MailContent.objects.filter(task_id=task_id).values_list("raw", flat=True).first() or b"")
 
 
 def is_anything_due() -> bool:
@@ -384,7 +393,7 @@ def held(tokens: Sequence[uuid.UUID]) -> list[Claimed]:
     with connection.cursor() as cursor:
         cursor.execute(
             f"SELECT id, owner_id, claim_token, lane, try_count, max_tries, on_uncertain, expires_at, sender,"
-            f" recipient, ''::bytea FROM tasks_mailtask"
+            f" recipient, NULL FROM tasks_mailtask"
             f" WHERE status = {Status.PROCESSING:d} AND claim_token = ANY(%s) ORDER BY id",
             [list(tokens)],
         )

@@ -356,8 +356,9 @@ class Courier:
                 return error.answer
             was_kept = session.transactions > 0
             try:
+                raw = await self._content(mail)
                 answer = await session.send(
-                    mail.sender, mail.recipient, mail.raw, before_dot=partial(self._journal.dot, mail)
+                    mail.sender, mail.recipient, raw, before_dot=partial(self._journal.dot, mail)
                 )
             finally:
                 self._pool.give(relay, session)
@@ -365,6 +366,10 @@ class Courier:
             if not (was_kept and is_gone and answer.phase in (Phase.MAIL, Phase.RCPT)):
                 self._journal_reply(mail, answer)
                 return answer
+
+    async def _content(self, mail: Claimed) -> bytes:
+        """A large mail is read when a session has come to it, so that memory holds as many as there are sessions."""
+        return mail.raw if mail.raw is not None else await self._persistently(ledger.content, mail.id)
 
     def _journal_reply(self, mail: Claimed, answer: Answer) -> None:
         """A disk that is full now must not cost us the answer, which we have."""
@@ -377,7 +382,7 @@ class Courier:
         """What the magic address says, which is nothing about the account; taken means kept in the sandbox."""
         answer = await magic.answer(mail.recipient, mail.try_count)
         if answer is magic.TAKEN:
-            await self._persistently(magic.announce, mail.sender, mail.recipient, mail.raw)
+            await self._persistently(magic.announce, mail.sender, mail.recipient, await self._content(mail))
         return answer
 
     async def _account_must_wait(self, hand: Hand, route: Route, answer: Answer, meaning: Meaning) -> bool:

@@ -85,6 +85,17 @@ def test_the_first_success_proves_the_account(relay: Relay, courier: Courier) ->
     assert SmtpAccount.objects.get(owner=mail.owner_id).state == AccountState.ACTIVE
 
 
+def test_a_large_mail_comes_without_its_content_and_arrives_whole(relay: Relay, courier: Courier) -> None:
+    raw = b"Subject: large\r\n\r\n" + (b"x" * 900 + b"\r\n") * 1200
+    mail = mail_for(relay, raw=raw)
+    (claimed,) = ledger.claim(1, 60, room=10)
+    assert claimed.raw is None
+    assert ledger.take_back([claimed], "") == 1
+    assert courier.drain(LONG) == Report(claimed=1, sent=1)
+    assert relay.accepted[0].raw == raw
+    assert now_as(mail).status == Status.SUCCESS
+
+
 @pytest.mark.parametrize("pipelining", [True, False])
 def test_many_mails_go_over_few_kept_connections(courier: Courier, pipelining: bool) -> None:
     with Relay(pipelining=pipelining) as relay:
