@@ -13,7 +13,8 @@ from celery.signals import task_prerun, worker_process_init, worker_process_shut
 from django.db import InterfaceError, OperationalError, close_old_connections
 
 from mailqueue import upkeep
-from mailqueue.delivery.courier import Courier, Report
+from mailqueue.delivery.courier import Courier
+from mailqueue.delivery.hand import Report
 from tasks import doorbell
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from mailqueue.delivery import courier as courier_module
-from mailqueue.delivery import journal
+from mailqueue.delivery import clerk, journal
 from mailqueue.delivery.courier import Courier
 
 #: (what, whether before or after it): a line of the journal (C, D, R), the claim's commit, the writing of results.
@@ -37,8 +36,8 @@ class MortalCourier:
         self.lines: list[list[str]] = []
         for module, name, seam in (
             (journal, "_write_all", self._write),
-            (courier_module, "_claim", self._claim),
-            (courier_module, "_settle", self._settle),
+            (clerk, "claim", self._claim),
+            (clerk, "settle", self._settle),
         ):
             patch.setattr(module, name, partial(seam, getattr(module, name)))
         self.courier = Courier("worker:1").start()

@@ -15,25 +15,26 @@ import uuid
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from random import uniform
 from typing import Any, ParamSpec, TypeVar
 
 import uvloop
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError, OperationalError, connection, transaction
+from django.db import InterfaceError, OperationalError, connection
 from django.utils import timezone
 
-from mailqueue.delivery import breaker, journal, limits, magic, recovery, replies, retry
+from mailqueue.delivery import breaker, clerk, journal, magic, recovery, replies, retry
+from mailqueue.delivery.hand import Hand, Lease, Report
 from mailqueue.delivery.journal import Journal, UnwritableError
 from mailqueue.delivery.pool import Pool
 from mailqueue.delivery.replies import Answer, Fault, Meaning, Verdict
-from mailqueue.delivery.routes import Route, accounts_of, route
+from mailqueue.delivery.routes import Route
 from mailqueue.delivery.smtp import Relay, SessionError
 from tasks import doorbell, ledger
 from tasks.ledger import Claimed, Settlement
-from tasks.states import Outcome, Phase, Status
+from tasks.states import Phase
 
 logger = logging.getLogger(__name__)
 
@@ -42,76 +43,14 @@ T = TypeVar("T")
 
 #: Mails claimed at once. 50 gave 78 % of the rate of 200, more than 200 gave nothing.
 GROUP = 200
-#: Mails of one owner in hand: first, and at most once they prove to go out within a second.
-FIRST_HAND, LARGEST_HAND = 50, 400
 #: Results wait this long (seconds) for company before they are written.
 LINGER = 0.005
 #: How long (seconds) a claim that found nothing is not repeated while mails are still being sent.
 PAUSE_BETWEEN_CLAIMS = 0.02
-#: A mail to be tried again whose settlement could not be written as it was waits this long (seconds).
-UNWRITTEN_WAIT = 3600.0
 #: How long (seconds) a worker that cannot write its journal claims nothing.
 UNWRITABLE_PAUSE = 2.0
 #: One claims while the other settles.
 LEDGER_THREADS = 2
-
-
-@dataclass
-class Report:
-    """What a drain did; kept as its Celery result."""
-
-    claimed: int = 0
-    sent: int = 0
-    put_off: int = 0
-    cancelled: int = 0
-    uncertain: int = 0
-
-    def __add__(self, other: "Report") -> "Report":
-        return Report(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
-
-    def count(self, status: Status) -> None:
-        if status == Status.SUCCESS:
-            self.sent += 1
-        elif status == Status.CANCELLED:
-            self.cancelled += 1
-        elif status == Status.UNCERTAIN:
-            self.uncertain += 1
-        else:
-            self.put_off += 1
-
-
-@dataclass(eq=False)
-class Hand:
-    """The mails of one owner that this process holds, and the sessions that send them."""
-
-    owner_id: int
-    route: Route
-    mails: deque[Claimed] = field(default_factory=deque)
-    held: int = 0
-    sessions: int = 0
-    allowance: int = FIRST_HAND
-    filled_at: float = 0.0
-
-    def room(self) -> int:
-        """How many more to claim; none until half is free, so that claims stay groups."""
-        free = self.allowance - self.held
-        return free if free * 2 >= self.allowance else 0
-
-    def adapt(self, now: float) -> None:
-        """More for who goes fast, less for who hangs, so that a slow relay holds few mails."""
-        took = now - self.filled_at
-        if took < 1:
-            self.allowance = min(self.allowance * 2, LARGEST_HAND)
-        elif took > 5:
-            self.allowance = max(self.allowance // 2, 2 * self.route.max_connections)
-
-
-@dataclass
-class Lease:
-    """One claim's token: how many mails it still covers, and until when (monotonic seconds) it is ours."""
-
-    mails: int
-    until: float
 
 
 class Courier:
@@ -253,7 +192,13 @@ class Courier:
         rooms = {hand.owner_id: hand.room() for hand in self._hands.values()}
         started = self._loop.time()
         claimed, found, opens_in = await self._in_thread(
-            _claim, room, self.lease_seconds, rooms, self._last_owner, worker=self.worker, noted=self._journal
+            clerk.claim,
+            room,
+            self.lease_seconds,
+            rooms,
+            self._last_owner,
+            worker=self.worker,
+            noted=self._journal,
         )
         if opens_in is not None:
             self._opens_at = min(self._opens_at, self._loop.time() + opens_in)
@@ -429,7 +374,9 @@ class Courier:
             batch, self._unsettled = self._unsettled, []
             if not batch:
                 continue
-            ours = await self._persistently(_settle, [settlement for _, settlement in batch], self.worker)
+            ours = await self._persistently(
+                clerk.settle, [settlement for _, settlement in batch], self.worker
+            )
             for mail, settlement in batch:
                 if mail.id in ours:
                     self._report.count(settlement.status)
@@ -504,73 +451,3 @@ def _with_connection(deed: Callable[P, T], *args: P.args, **kwargs: P.kwargs) ->
     except (OperationalError, InterfaceError):
         connection.close()
         raise
-
-
-def _claim(
-    limit: int, lease_seconds: float, rooms: dict[int, int], after: int, *, worker: str, noted: Journal
-) -> tuple[list[Claimed], dict[int, Route], float | None]:
-    """The mails that may go now, their owners' routes, and after how many seconds an account opens that is at its
-    limit. What may not go is back in the ledger, its account closed first so that nobody claims it again at once."""
-    claimed = _claim_and_note(limit, lease_seconds, rooms, after, noted)
-    if not claimed:
-        return [], {}, limits.next_opening()
-    accounts = accounts_of(mail.owner_id for mail in claimed)
-    admission = limits.admit(claimed, accounts)
-    limits.close_accounts(admission.closed)
-    if admission.put_off:
-        ledger.settle(admission.put_off, worker)
-    for token in {mail.token for mail in claimed} - {mail.token for mail in admission.admitted}:
-        noted.released(token)
-    owners = {mail.owner_id for mail in admission.admitted}
-    found = {owner_id: route(accounts[owner_id]) for owner_id in owners}
-    return admission.admitted, found, min(admission.closed.values(), default=None)
-
-
-def _claim_and_note(
-    limit: int, lease_seconds: float, rooms: dict[int, int], after: int, noted: Journal
-) -> list[Claimed]:
-    tokens: set[uuid.UUID] = set()
-    try:
-        # Noted before the commit, so that no mail is ever held under a token that no journal knows.
-        with transaction.atomic():
-            claimed = ledger.claim(limit, lease_seconds, room=FIRST_HAND, rooms=rooms, after=after)
-            tokens = {mail.token for mail in claimed}
-            for token in tokens:
-                noted.claimed(token)
-    except BaseException:
-        for token in tokens:
-            noted.released(token)
-        raise
-    return claimed
-
-
-def _settle(batch: list[Settlement], worker: str) -> set[int]:
-    """All at once; if the database refuses one of them, each by itself, so that it stops no other."""
-    try:
-        return ledger.settle(batch, worker)
-    except (OperationalError, InterfaceError):
-        raise
-    except DatabaseError:
-        logger.exception("settlement_refused", extra={"task_ids": [one.id for one in batch]})
-        if len(batch) == 1:
-            return _settle_plainly(batch[0], worker)
-        return set().union(*(_settle([one], worker) for one in batch))
-
-
-def _settle_plainly(refused: Settlement, worker: str) -> set[int]:
-    """The verdict without anything that the relay has said; if that is refused too, a person decides.
-
-    Left in process it would be rescued, sent and refused again, for ever.
-    """
-    why = "The database refused what the relay said; the log has it."
-    plain = replace(
-        refused, wait=refused.wait and UNWRITTEN_WAIT, phase=None, code=None, reply=why, duration_ms=0
-    )
-    held = Settlement(refused.id, refused.token, Status.UNCERTAIN, outcome=Outcome.UNCERTAIN, reply=why)
-    try:
-        return ledger.settle([plain], worker)
-    except (OperationalError, InterfaceError):
-        raise
-    except DatabaseError:
-        logger.exception("settlement_refused", extra={"task_ids": [refused.id]})
-        return ledger.settle([held], worker)

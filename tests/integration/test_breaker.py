@@ -9,7 +9,8 @@ from django.utils import timezone
 
 from accounts.models import KEPT_EVENTS, SHOWN_EVENTS, AccountChange, AccountState, SmtpAccount, User
 from mailqueue.delivery import breaker, smtp
-from mailqueue.delivery.courier import Courier, Report
+from mailqueue.delivery.courier import Courier
+from mailqueue.delivery.hand import Report
 from mailqueue.delivery.replies import Answer, Fault, Meaning
 from mailqueue.delivery.routes import relay_of
 from tasks.models import MailTask

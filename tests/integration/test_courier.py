@@ -14,7 +14,8 @@ from django.utils import timezone
 
 from accounts.models import AccountState, Security, SmtpAccount, User
 from mailqueue.delivery import smtp
-from mailqueue.delivery.courier import Courier, Report
+from mailqueue.delivery.courier import Courier
+from mailqueue.delivery.hand import Report
 from tasks import ledger
 from tasks.models import MailTask
 from tasks.states import CancelReason, OnUncertain, Outcome, Phase, Status

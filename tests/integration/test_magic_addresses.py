@@ -9,7 +9,8 @@ from django.utils import timezone
 
 from accounts.models import SmtpAccount, User
 from mailqueue.delivery import magic
-from mailqueue.delivery.courier import Courier, Report
+from mailqueue.delivery.courier import Courier
+from mailqueue.delivery.hand import Report
 from mailqueue.sandbox import inbox
 from mailqueue.sandbox.models import SandboxMail
 from tasks.models import MailTask

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from accounts.models import SmtpAccount
 from mailqueue.delivery import journal, recovery
-from mailqueue.delivery.courier import Courier, Report
+from mailqueue.delivery.courier import Courier
+from mailqueue.delivery.hand import Report
 from mailqueue.delivery.journal import Journal
 from mailqueue.delivery.replies import Answer, Fault
 from tasks import ledger
