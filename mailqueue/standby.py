@@ -1,8 +1,8 @@
 """Delivery while the broker is away: a Celery worker that hears no bell looks at the table by itself.
 
 Each delivery worker's main process watches the broker. When it is gone, a child process drains the ledger
-(`manage.py drain --while-broker-is-away`) until the broker answers again. Nothing of a mail is in the broker, so
-both may even run at once.
+(`manage.py drain --while-broker-is-away`) until the broker answers again. It also stands in for a beat that no longer
+ticks, and for a consumer that no longer takes its messages. No mail is in the broker, so all may run at once.
 """
 
 import logging
@@ -50,17 +50,28 @@ class StandbyStep(bootsteps.StartStopStep):
     terminate = stop
 
     def _watch(self) -> None:
-        missed = 0
+        missed = unheard = 0
         while not self._stopped.wait(LOOK_EVERY):
-            missed = 0 if broker_answers() else missed + 1
+            try:
+                if not doorbell.is_ticking():
+                    doorbell.call()  # beat is gone: look at the table in its place
+                unheard = unheard + 1 if doorbell.is_unheard() else 0
+                missed = 0
+            except redis.RedisError:
+                missed, unheard = missed + 1, 0
             if missed >= LOOKS:
                 logger.warning("broker_away", extra={"doing": "draining the table without it"})
-                self._drain()
+                self._drain("--while-broker-is-away")
                 missed = 0
+            elif unheard >= LOOKS:
+                # A consumer may come out of a broken connection deaf; nobody's mail should wait for its restart.
+                logger.warning("consumer_deaf", extra={"doing": "draining the table in its place"})
+                self._drain("--seconds", str(doorbell.SILENT_FOR))
+                unheard = 0
 
-    def _drain(self) -> None:
+    def _drain(self, *options: str) -> None:
         """The child until it ends, or until this worker does."""
-        command = [sys.executable, str(settings.BASE_DIR / "manage.py"), "drain", "--while-broker-is-away"]
+        command = [sys.executable, str(settings.BASE_DIR / "manage.py"), "drain", *options]
         child = subprocess.Popen(command)  # noqa: S603 -- our own command
         while child.poll() is None:
             if self._stopped.wait(0.2):

@@ -17,6 +17,7 @@ BITE = 1000
 
 def dispatch_due() -> dict[str, int]:
     """Cancels what expired and calls a worker if anything is due. A superfluous call is free."""
+    doorbell.tick()
     expired = expire()
     due = ledger.is_anything_due()
     if due:

@@ -18,6 +18,12 @@ from redis.commands.core import Script
 logger = logging.getLogger(__name__)
 
 BELL, AWAKE, KNOCK, CALL = "mailqueue:bell", "mailqueue:awake", "mailqueue:knock", "mailqueue:call"
+#: Set by every drain and by every tick of beat; they lapse when nobody does so any more.
+DRAINED, TICKED = "mailqueue:drained", "mailqueue:ticked"
+#: Celery's own list of messages for the drain queue (its global_keyprefix before the queue's name).
+MESSAGES = "mailqueue:drain"
+#: A drain begins anew every few seconds and beat ticks every second, so after this (seconds) something is wrong.
+SILENT_FOR = 15
 #: A bell whose message was lost may be rung again after this.
 BELL_SECONDS = 5
 #: One more worker is called at most this often.
@@ -84,7 +90,10 @@ def _publish() -> None:
 def answer() -> None:
     """A worker has come: from now on a new mail rings again. Call before looking at the table."""
     try:
-        client().delete(BELL, KNOCK)
+        with client().pipeline(transaction=False) as pipe:
+            pipe.delete(BELL, KNOCK)
+            pipe.set(DRAINED, "1", ex=SILENT_FOR)
+            pipe.execute()
     except redis.RedisError as error:
         logger.warning("doorbell_not_answered", extra={"error": repr(error)})
 
@@ -113,3 +122,28 @@ def go_to_sleep(*, heard: bool) -> None:
             _publish()
     except _FAILURES as error:
         logger.warning("doorbell_not_answered", extra={"error": repr(error)})
+
+
+# Whether anybody still comes --------------------------------------------------------------------------
+
+
+def tick() -> None:
+    """Beat and the upkeep worker are alive."""
+    try:
+        client().set(TICKED, "1", ex=SILENT_FOR)
+    except redis.RedisError as error:
+        logger.warning("tick_not_noted", extra={"error": repr(error)})
+
+
+def is_ticking() -> bool:
+    """Whether somebody looks every second for what is due. RedisError if the broker is away."""
+    return bool(client().exists(TICKED))
+
+
+def is_unheard() -> bool:
+    """Whether messages lie there that no worker takes. RedisError if the broker is away."""
+    with client().pipeline(transaction=False) as pipe:
+        pipe.exists(DRAINED)
+        pipe.llen(MESSAGES)
+        drained, waiting = pipe.execute()
+    return waiting > 0 and not drained

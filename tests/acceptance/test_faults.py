@@ -130,6 +130,30 @@ def test_the_sweep_finds_a_mail_whose_bell_was_lost_and_twice_sends_once(
     assert len(relay.accepted) == 1
 
 
+def test_when_beat_is_gone_the_workers_look_at_the_table_by_themselves(
+    machine: Machine, relay: Relay
+) -> None:
+    sender = machine.user(relay.port)
+    pk = sender.enqueue(scheduled_at="2099-01-01T00:00:00Z")
+    machine.terminate("beat")
+    machine.terminate("upkeep")
+    assert machine.query(WITHOUT_A_BELL.format(pk)) == [(pk,)]
+    sender.until(pk, "success")
+
+
+def test_when_a_worker_takes_no_messages_any_more_its_mail_goes_all_the_same(
+    machine: Machine, relay: Relay
+) -> None:
+    sender = machine.user(relay.port)
+    with Celery(broker=machine.redis.url) as app:
+        app.conf.broker_transport_options = {"global_keyprefix": "mailqueue:"}
+        assert app.control.cancel_consumer("drain", reply=True, timeout=5)
+        try:
+            sender.until(sender.enqueue(), "success")
+        finally:
+            machine.terminate("worker")  # the next test starts one that listens
+
+
 def _is_idle(app: Celery, client: "redis.Redis") -> bool:
     """Nothing is on its way to a worker, nor in its hands."""
     inspect = app.control.inspect()

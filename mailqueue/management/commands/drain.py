@@ -1,9 +1,11 @@
 """`manage.py drain`: delivers what is due without Celery and without a broker."""
 
+import math
 import os
 import signal
 import socket
 import threading
+import time
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
@@ -24,16 +26,18 @@ class Command(BaseCommand):
         parser.add_argument(
             "--while-broker-is-away", action="store_true", help="end as soon as the broker answers again"
         )
+        parser.add_argument("--seconds", type=float, help="end after this long")
 
-    def handle(self, *args: Any, while_broker_is_away: bool, **options: Any) -> None:
+    def handle(self, *args: Any, while_broker_is_away: bool, seconds: float | None, **options: Any) -> None:
         stopped = threading.Event()
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, lambda *_: stopped.set())
         parent = os.getppid()
         courier = Courier(f"{socket.gethostname()}:{os.getpid()}").start()
         since_rescue = RESCUE_EVERY
-        while not stopped.wait(LOOK_EVERY):
-            if while_broker_is_away and (broker_answers() or os.getppid() != parent):
+        end = math.inf if seconds is None else time.monotonic() + seconds
+        while not stopped.wait(LOOK_EVERY) and time.monotonic() < end and os.getppid() == parent:
+            if while_broker_is_away and broker_answers():
                 break
             since_rescue += LOOK_EVERY
             if since_rescue >= RESCUE_EVERY:
