@@ -1,6 +1,5 @@
 """Answers for probes. None of them asks for a token, none of them waits long."""
 
-import redis
 from django.conf import settings
 from django.db import DatabaseError, connection
 from django.http import HttpRequest, JsonResponse
@@ -19,7 +18,7 @@ def ping(_request: HttpRequest) -> JsonResponse:
 
 def ready(_request: HttpRequest) -> JsonResponse:
     """503 without PostgreSQL. Without Redis 200: the queue still works, only the bell is silent."""
-    database, broker = _database_answers(), _broker_answers()
+    database, broker = _database_answers(), doorbell.is_there()
     return JsonResponse(
         {
             "status": "ok" if database else "unavailable",
@@ -38,10 +37,3 @@ def _database_answers() -> bool:
         connection.close()
         return False
     return True
-
-
-def _broker_answers() -> bool:
-    try:
-        return bool(doorbell.client().ping())
-    except redis.RedisError:
-        return False

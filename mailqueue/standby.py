@@ -23,13 +23,6 @@ logger = logging.getLogger(__name__)
 LOOK_EVERY, LOOKS = 1.0, 2
 
 
-def broker_answers() -> bool:
-    try:
-        return bool(doorbell.client().ping())
-    except redis.RedisError:
-        return False
-
-
 class StandbyStep(bootsteps.StartStopStep):
     """Runs in the worker's main process, beside the pool and independent of the consumer, which has no broker."""
 

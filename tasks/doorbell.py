@@ -127,6 +127,14 @@ def go_to_sleep(*, heard: bool) -> None:
 # Whether anybody still comes --------------------------------------------------------------------------
 
 
+def is_there() -> bool:
+    """Whether the broker answers."""
+    try:
+        return bool(client().ping())
+    except redis.RedisError:
+        return False
+
+
 def tick() -> None:
     """Beat and the upkeep worker are alive."""
     try:

@@ -8,7 +8,7 @@ process keeps to its own share.
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import lru_cache
 
@@ -20,9 +20,10 @@ from django.utils import timezone
 from redis.commands.core import Script
 
 from accounts.models import SmtpAccount
+from mailqueue.delivery import retry
 from tasks import doorbell
 from tasks.ledger import Claimed, Settlement
-from tasks.states import PutOff, Status
+from tasks.states import PutOff
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +61,6 @@ class Window:
 
     limit: int
     period: int
-
-    def __str__(self) -> str:
-        names = {1: "second", 60: "minute", 3600: "hour", 86_400: "day"}
-        return f"{self.limit} per {names.get(self.period, f'{self.period} seconds')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +165,7 @@ def _admit_domains(admission: Admission) -> Admission:
 
 
 def _put_off(mail: Claimed, wait: float | None, why: PutOff) -> Settlement:
-    status = Status.FAILED if mail.try_count > 1 else Status.QUEUED
-    return Settlement(mail.id, mail.token, status, wait=wait, give_back=True, put_off=why)
+    return replace(retry.put_back(mail, ""), wait=wait, put_off=why)
 
 
 def next_opening() -> float | None:

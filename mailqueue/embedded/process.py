@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -98,7 +99,7 @@ def _is_part(process: psutil.Process, data: Path) -> bool:
         return False
 
 
-class Server:
+class Server(ABC):
     """A program that is started, asked until it answers, and stopped: PostgreSQL or Redis."""
 
     name: str
@@ -108,18 +109,19 @@ class Server:
     def __init__(self) -> None:
         self.child: Child | None = None
 
+    @abstractmethod
     def prepare(self) -> None:
         """Makes what must be there before the program starts."""
-        raise NotImplementedError
 
+    @abstractmethod
     def spawn(self, output: Output = None, env: Mapping[str, str] | None = None) -> Child:
-        raise NotImplementedError
+        """Starts the program."""
 
+    @abstractmethod
     def answers(self) -> bool:
         """True once it takes requests."""
-        raise NotImplementedError
 
-    def tidy(self) -> None:
+    def tidy(self) -> None:  # noqa: B027 -- most leave nothing behind
         """Takes away what is of no use once it is down."""
 
     def start(self, output: Output = subprocess.DEVNULL, seconds: float = 60) -> None:

@@ -12,7 +12,7 @@ from django.core.management.base import BaseCommand, CommandParser
 
 from mailqueue import upkeep
 from mailqueue.delivery.courier import Courier
-from mailqueue.standby import broker_answers
+from tasks import doorbell
 
 #: Seconds between two looks at the table, and between two rescues.
 LOOK_EVERY, RESCUE_EVERY = 0.5, 30.0
@@ -37,7 +37,7 @@ class Command(BaseCommand):
         since_rescue = RESCUE_EVERY
         end = math.inf if seconds is None else time.monotonic() + seconds
         while not stopped.wait(LOOK_EVERY) and time.monotonic() < end and os.getppid() == parent:
-            if while_broker_is_away and broker_answers():
+            if while_broker_is_away and doorbell.is_there():
                 break
             since_rescue += LOOK_EVERY
             if since_rescue >= RESCUE_EVERY:
