@@ -82,7 +82,7 @@ DATABASES = {
     | {
         "CONN_MAX_AGE": None,
         "CONN_HEALTH_CHECKS": True,
-        "OPTIONS": {"connect_timeout": 5} | ENV.database.get("OPTIONS", {}),
+        "OPTIONS": {"connect_timeout": 5, "prepare_threshold": 5} | ENV.database.get("OPTIONS", {}),
     }
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

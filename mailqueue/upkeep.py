@@ -43,9 +43,7 @@ def rescue() -> int:
 def sweep() -> int:
     """The last net (FindUnprocessedTasksAndEnqueue): due and untouched for SWEEP_AFTER_SECONDS, though nothing
     holds it back. Clears a bell that may be stuck. How many were found, 1,000 at most."""
-    old = Now() - timedelta(seconds=settings.SWEEP_AFTER_SECONDS)
-    forgotten = MailTask.objects.due().filter(due_at__lte=old, moved_at__lte=old).order_by("due_at")
-    found = len(forgotten.values_list("id", flat=True)[:BITE])
+    found = ledger.forgotten(settings.SWEEP_AFTER_SECONDS, BITE)
     if found:
         doorbell.answer()
         doorbell.call()

@@ -18,7 +18,7 @@ from unfold.utils import display_for_label
 
 from tasks import submission
 from tasks.admin_queries import BoundedPaginator, ListedTasks, TaskChangeList
-from tasks.models import Attempt, MailTask, MailTaskQuerySet
+from tasks.models import Attempt, Claim, MailTask, MailTaskQuerySet
 from tasks.states import CancelReason, Outcome, Status
 from tasks.waiting import explain
 
@@ -51,6 +51,18 @@ class ReadOnly:
         return False
 
 
+class StatusFilter(DropdownFilter):
+    title = "status"
+    parameter_name = "status"
+
+    def lookups(self, *_: Any) -> list[tuple[int, str]]:
+        return [(status.value, status.label) for status in Status]
+
+    def queryset(self, _request: HttpRequest, tasks: MailTaskQuerySet) -> MailTaskQuerySet:
+        status = self.value()
+        return tasks.in_status(Status(int(status))) if status in map(str, Status.values) else tasks
+
+
 class CancelReasonFilter(DropdownFilter):
     title = "cancel reason"
     parameter_name = "cancel_reason"
@@ -62,8 +74,7 @@ class CancelReasonFilter(DropdownFilter):
         reason = self.value()
         if not str(reason).isdigit():
             return tasks
-        # The status is implied; said aloud it lets the planner use the index of failures.
-        return tasks.filter(status=Status.CANCELLED, cancel_reason=int(reason) % 1000)
+        return tasks.in_status(Status.CANCELLED).filter(cancel_reason=int(reason) % 1000)
 
 
 class AttemptInline(ReadOnly, TabularInline):
@@ -83,7 +94,7 @@ class MailTaskAdmin(ReadOnly, ModelAdmin):
     list_display = ("id", "shown_status", "mail", "owner", "lane", "tries", "due", "created")
     list_select_related = ("owner",)
     list_filter = (
-        ("status", ChoicesDropdownFilter),
+        StatusFilter,
         ("lane", ChoicesDropdownFilter),
         CancelReasonFilter,
     )
@@ -174,6 +185,11 @@ class MailTaskAdmin(ReadOnly, ModelAdmin):
     @admin.display(description="due")
     def due(self, task: MailTask) -> SafeString:
         return _in_a_line(date_format(task.due_at, "SHORT_DATETIME_FORMAT"))
+
+    @admin.display(description="lease until")
+    def lease_until(self, task: MailTask) -> str:
+        claim = Claim.objects.filter(token=task.claim_token).first() if task.claim_token else None
+        return date_format(claim.lease_until, "DATETIME_FORMAT") if claim else "—"
 
     @admin.display(description="created")
     def created(self, task: MailTask) -> SafeString:

@@ -7,12 +7,13 @@ the kernel would. tests/acceptance kills real ones, but cannot choose the moment
 import asyncio
 import os
 import threading
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from mailqueue.delivery import clerk, journal
+from mailqueue.delivery import journal
+from mailqueue.delivery.clerk import Clerk
 from mailqueue.delivery.courier import Courier
 
 #: (what, whether before or after it): a line of the journal (C, D, R), the claim's commit, the writing of results.
@@ -34,13 +35,17 @@ class MortalCourier:
         self._lock = threading.Lock()
         #: The lines that reached the file.
         self.lines: list[list[str]] = []
-        for module, name, seam in (
+        for place, name, seam in (
             (journal, "_write_all", self._write),
-            (clerk, "claim", self._claim),
-            (clerk, "settle", self._settle),
+            (Clerk, "claim", self._claim),
+            (Clerk, "settle", self._settle),
         ):
-            patch.setattr(module, name, partial(seam, getattr(module, name)))
+            self._replace(patch, place, name, seam)
         self.courier = Courier("worker:1").start()
+
+    def _replace(self, patch: pytest.MonkeyPatch, place: Any, name: str, seam: Callable[..., Any]) -> None:
+        really = getattr(place, name)
+        patch.setattr(place, name, lambda *args: seam(really, *args))
 
     def live_and_die(self) -> None:
         """Drains until it dies, or has nothing more to do."""

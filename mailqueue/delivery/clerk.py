@@ -4,7 +4,7 @@ import logging
 import uuid
 from dataclasses import replace
 
-from django.db import DatabaseError, InterfaceError, OperationalError, transaction
+from django.db import DatabaseError, InterfaceError, OperationalError
 
 from mailqueue.delivery import limits
 from mailqueue.delivery.hand import FIRST_HAND
@@ -20,55 +20,67 @@ logger = logging.getLogger(__name__)
 UNWRITTEN_WAIT = 3600.0
 
 
-def claim(
-    limit: int, lease_seconds: float, rooms: dict[int, int], after: int, *, worker: str, noted: Journal
-) -> tuple[list[Claimed], dict[int, Route], float | None]:
-    """The mails that may go now, their owners' routes, and after how many seconds an account opens that is at its
-    limit. What may not go is back in the ledger, its account closed first so that nobody claims it again at once."""
-    claimed = _claim_and_note(limit, lease_seconds, rooms, after, noted)
-    if not claimed:
-        return [], {}, limits.next_opening()
-    accounts = accounts_of(mail.owner_id for mail in claimed)
-    admission = limits.admit(claimed, accounts)
-    limits.close_accounts(admission.closed)
-    if admission.put_off:
-        ledger.settle(admission.put_off, worker)
-    for token in {mail.token for mail in claimed} - {mail.token for mail in admission.admitted}:
-        noted.released(token)
-    owners = {mail.owner_id for mail in admission.admitted}
-    found = {owner_id: route(accounts[owner_id]) for owner_id in owners}
-    return admission.admitted, found, min(admission.closed.values(), default=None)
+class Clerk:
+    """One courier's. Its methods are called from the courier's ledger threads, `claim` from one at a time."""
 
+    def __init__(self, worker: str, journal: Journal) -> None:
+        self._worker = worker
+        self._journal = journal
+        #: What the next claim holds its mails under; a claim that finds nothing leaves it to the one after.
+        self._token = uuid.uuid4()
 
-def _claim_and_note(
-    limit: int, lease_seconds: float, rooms: dict[int, int], after: int, noted: Journal
-) -> list[Claimed]:
-    tokens: set[uuid.UUID] = set()
-    try:
-        # Noted before the commit, so that no mail is ever held under a token that no journal knows.
-        with transaction.atomic():
-            claimed = ledger.claim(limit, lease_seconds, room=FIRST_HAND, rooms=rooms, after=after)
-            tokens = {mail.token for mail in claimed}
-            for token in tokens:
-                noted.claimed(token)
-    except BaseException:
-        for token in tokens:
-            noted.released(token)
-        raise
-    return claimed
+    def claim(
+        self, limit: int, lease_seconds: float, rooms: dict[int, int], after: int
+    ) -> tuple[list[Claimed], dict[int, Route], float | None]:
+        """The mails that may go now, their owners' routes, and after how many seconds an account opens that is at
+        its limit. What may not go is back in the ledger, its account closed first so that nobody claims it again at
+        once."""
+        claimed = self._claim_noted(limit, lease_seconds, rooms, after)
+        if not claimed:
+            return [], {}, limits.next_opening()
+        accounts = accounts_of(mail.owner_id for mail in claimed)
+        admission = limits.admit(claimed, accounts)
+        limits.close_accounts(admission.closed)
+        if admission.put_off:
+            ledger.settle(admission.put_off, self._worker)
+        if not admission.admitted:
+            self._journal.released(claimed[0].token)
+        owners = {mail.owner_id for mail in admission.admitted}
+        found = {owner_id: route(accounts[owner_id]) for owner_id in owners}
+        return admission.admitted, found, min(admission.closed.values(), default=None)
 
+    def _claim_noted(
+        self, limit: int, lease_seconds: float, rooms: dict[int, int], after: int
+    ) -> list[Claimed]:
+        """The token is in the journal before the claim: no mail is ever held under one that no journal knows."""
+        self._journal.claimed(self._token)
+        try:
+            claimed = ledger.claim(
+                limit, lease_seconds, token=self._token, room=FIRST_HAND, rooms=rooms, after=after
+            )
+        except BaseException:  # whatever was committed all the same is the lease's
+            self.release()
+            raise
+        if claimed:
+            self._token = uuid.uuid4()
+        return claimed
 
-def settle(batch: list[Settlement], worker: str) -> set[int]:
-    """All at once; if the database refuses one of them, each by itself, so that it stops no other."""
-    try:
-        return ledger.settle(batch, worker)
-    except (OperationalError, InterfaceError):
-        raise
-    except DatabaseError:
-        logger.exception("settlement_refused", extra={"task_ids": [one.id for one in batch]})
-        if len(batch) == 1:
-            return _settle_plainly(batch[0], worker)
-        return set().union(*(settle([one], worker) for one in batch))
+    def release(self) -> None:
+        """Lets the token go that was meant for the next claim."""
+        self._journal.released(self._token)
+        self._token = uuid.uuid4()
+
+    def settle(self, batch: list[Settlement]) -> set[int]:
+        """All at once; if the database refuses one of them, each by itself, so that it stops no other."""
+        try:
+            return ledger.settle(batch, self._worker)
+        except (OperationalError, InterfaceError):
+            raise
+        except DatabaseError:
+            logger.exception("settlement_refused", extra={"task_ids": [one.id for one in batch]})
+            if len(batch) == 1:
+                return _settle_plainly(batch[0], self._worker)
+            return set().union(*(self.settle([one]) for one in batch))
 
 
 def _settle_plainly(refused: Settlement, worker: str) -> set[int]:

@@ -25,7 +25,8 @@ from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection
 from django.utils import timezone
 
-from mailqueue.delivery import breaker, clerk, journal, magic, recovery, replies, retry
+from mailqueue.delivery import breaker, journal, magic, recovery, replies, retry
+from mailqueue.delivery.clerk import Clerk
 from mailqueue.delivery.hand import Hand, Lease, Report
 from mailqueue.delivery.journal import Journal, UnwritableError
 from mailqueue.delivery.pool import Pool
@@ -65,6 +66,7 @@ class Courier:
         self._ledger_threads = ThreadPoolExecutor(LEDGER_THREADS, thread_name_prefix="ledger")
         self._pool = Pool()
         self._journal = Journal(settings.JOURNAL_DIR, worker)
+        self._clerk = Clerk(worker, self._journal)
         self._hands: dict[int, Hand] = {}
         self._leases: dict[uuid.UUID, Lease] = {}
         self._in_hand = 0
@@ -108,6 +110,7 @@ class Courier:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
         if not self._thread.is_alive():  # else it may still send, and note it
+            self._clerk.release()
             self._journal.close()
         self._close_database_connections()
 
@@ -131,6 +134,8 @@ class Courier:
 
     async def _begin(self) -> None:
         self._has_results = asyncio.Event()
+        #: Both settling and renewing write several claims at once; side by side they could wait for each other.
+        self._writing = asyncio.Lock()
         self._progress = asyncio.Event()
         self._recovery = asyncio.create_task(self._recover())
         self._chores = [
@@ -192,13 +197,7 @@ class Courier:
         rooms = {hand.owner_id: hand.room() for hand in self._hands.values()}
         started = self._loop.time()
         claimed, found, opens_in = await self._in_thread(
-            clerk.claim,
-            room,
-            self.lease_seconds,
-            rooms,
-            self._last_owner,
-            worker=self.worker,
-            noted=self._journal,
+            self._clerk.claim, room, self.lease_seconds, rooms, self._last_owner
         )
         if opens_in is not None:
             self._opens_at = min(self._opens_at, self._loop.time() + opens_in)
@@ -374,9 +373,8 @@ class Courier:
             batch, self._unsettled = self._unsettled, []
             if not batch:
                 continue
-            ours = await self._persistently(
-                clerk.settle, [settlement for _, settlement in batch], self.worker
-            )
+            async with self._writing:
+                ours = await self._persistently(self._clerk.settle, [settlement for _, settlement in batch])
             for mail, settlement in batch:
                 if mail.id in ours:
                     self._report.count(settlement.status)
@@ -416,7 +414,8 @@ class Courier:
             if not self._leases:
                 continue
             started = self._loop.time()
-            held = await self._persistently(ledger.renew, list(self._leases), self.lease_seconds)
+            async with self._writing:
+                held = await self._persistently(ledger.renew, list(self._leases), self.lease_seconds)
             for token in held & self._leases.keys():
                 self._leases[token].until = started + self.lease_seconds
 
@@ -447,6 +446,11 @@ class Courier:
 def _with_connection(deed: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """The thread's own connection is kept as long as it works; Celery's fixup does not see it."""
     try:
+        if connection.connection is None:
+            with connection.cursor() as cursor:
+                # A plan is kept as long as the connection. One that was made while the table was small must not read
+                # all of it when it has grown.
+                cursor.execute("SET enable_seqscan = off")
         return deed(*args, **kwargs)
     except (OperationalError, InterfaceError):
         connection.close()

@@ -55,8 +55,10 @@ class Journal:
         self._size = self._largest = 0
 
     def claimed(self, token: uuid.UUID) -> None:
-        """Mails are about to be held under this token. UnwritableError if that cannot be noted."""
+        """Mails are about to be held under this token; twice is once. UnwritableError if that cannot be noted."""
         with self._lock:
+            if token in self._open:
+                return
             self._open[token] = {}
             try:
                 self._write(b"C %s\n" % token.hex.encode())

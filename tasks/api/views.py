@@ -130,6 +130,8 @@ class QueueView(ListAPIView[MailTask]):
         tasks = self.listed(_own_tasks(self.request)).prefetch_related("tags")
         if tag := filters.pop("tag", None):
             tasks = tasks.tagged(tag)
+        if (status := filters.pop("status", None)) is not None:
+            tasks = tasks.in_status(status)
         return tasks.filter(**filters)
 
     def listed(self, own: MailTaskQuerySet) -> MailTaskQuerySet:

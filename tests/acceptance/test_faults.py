@@ -118,8 +118,9 @@ def test_without_redis_a_mail_is_accepted_within_seconds_and_sent(
 
 #: What is left when the bell of a mail was lost: a queued row, and nobody who knows of it.
 WITHOUT_A_BELL = """
+WITH due AS (UPDATE tasks_due SET due_at = now() - interval '1 minute' WHERE task_id = {0})
 UPDATE tasks_mailtask SET status = 0, due_at = now() - interval '1 minute', moved_at = now() - interval '1 minute'
-WHERE id = {} RETURNING id
+WHERE id = {0} RETURNING id
 """
 FINISHED_SWEEPS = "SELECT count(*) FROM django_celery_results_taskresult WHERE task_name = 'mailqueue.sweep'"
 

@@ -327,7 +327,7 @@ def test_eight_bit_content_comes_out_of_the_relay_byte_for_byte(
     raw = head.replace(b"base64", b"8bit") + b"\r\n\r\n" + body
     with psycopg.connect(machine.database) as database:
         database.execute("UPDATE tasks_mailcontent SET raw = %s WHERE task_id = %s", (raw, pk))
-        database.execute("UPDATE tasks_mailtask SET due_at = now() WHERE id = %s", (pk,))
+        database.execute("UPDATE tasks_due SET due_at = now() WHERE task_id = %s", (pk,))
     task = sender.until(pk, "success")
     assert arrived(destination, task["message_id"]) == [raw]
 

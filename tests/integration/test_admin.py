@@ -136,9 +136,9 @@ def test_filters_leave_what_they_say(staff: Client) -> None:
     queued = MailFactory(lane=Lane.OTP)
     rejected = MailFactory(status=Status.CANCELLED, cancel_reason=CancelReason.REJECTED)
     by_a_person = MailFactory(status=Status.CANCELLED)
-    assert listed(staff, status__exact=Status.QUEUED.value) == [queued.pk]
+    assert listed(staff, status=Status.QUEUED.value) == [queued.pk]
     assert listed(staff, lane__exact=Lane.OTP.value) == [queued.pk]
-    assert listed(staff, status__exact=Status.CANCELLED.value) == [by_a_person.pk, rejected.pk]
+    assert listed(staff, status=Status.CANCELLED.value) == [by_a_person.pk, rejected.pk]
     assert listed(staff, cancel_reason=CancelReason.REJECTED.value) == [rejected.pk]
     assert listed(staff, owner__id__exact=queued.owner_id) == [queued.pk]
 
@@ -181,7 +181,7 @@ def test_the_list_asks_nothing_that_needs_all_rows(staff: Client, monkeypatch: p
     searches = (
         {},
         {"q": "anna"},
-        {"status__exact": 2},
+        {"status": 2},
         {"created_at__year": now.year, "created_at__month": now.month},
     )
     for query in searches:

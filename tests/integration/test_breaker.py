@@ -15,7 +15,7 @@ from mailqueue.delivery.replies import Answer, Fault, Meaning
 from mailqueue.delivery.routes import relay_of
 from tasks.models import MailTask
 from tasks.states import Phase, Status
-from tests.factories import MailFactory, UserFactory, client_of, sending_user, with_login
+from tests.factories import MailFactory, UserFactory, client_of, make_due, sending_user, with_login
 from tests.relay import HANG, RESET, TAKE_AND_RESET, Relay
 
 pytestmark = pytest.mark.django_db(transaction=True, available_apps=["accounts", "tasks"])
@@ -47,7 +47,7 @@ def a_while_later() -> None:
     """Pauses are over, and what waits for another try is due."""
     past = timezone.now() - timedelta(seconds=1)
     SmtpAccount.objects.exclude(paused_until=None).update(paused_until=past)
-    MailTask.objects.waiting().update(due_at=past)
+    make_due(past)
 
 
 def miss(owner: User, times: int) -> list[bool]:

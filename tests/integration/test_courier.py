@@ -19,7 +19,15 @@ from mailqueue.delivery.hand import Report
 from tasks import ledger
 from tasks.models import MailTask
 from tasks.states import CancelReason, OnUncertain, Outcome, Phase, Status
-from tests.factories import MailFactory, UserFactory, sending_user, with_login
+from tests.factories import (
+    MailFactory,
+    UserFactory,
+    claim_one,
+    end_leases,
+    make_due,
+    sending_user,
+    with_login,
+)
 from tests.relay import HANG, RESET, TAKE_AND_RESET, Relay
 
 pytestmark = pytest.mark.django_db(transaction=True, available_apps=["accounts", "tasks"])
@@ -49,10 +57,6 @@ def words(mail: MailTask) -> list[tuple[str, str | None, int | None]]:
         (Outcome(one.outcome).label, one.phase if one.phase is None else Phase(one.phase).label, one.code)
         for one in mail.attempts.all()
     ]
-
-
-def make_due() -> None:
-    MailTask.objects.waiting().update(due_at=timezone.now() - timedelta(minutes=1))
 
 
 def verbs(relay: Relay) -> Counter[str]:
@@ -89,7 +93,7 @@ def test_the_first_success_proves_the_account(relay: Relay, courier: Courier) ->
 def test_a_large_mail_comes_without_its_content_and_arrives_whole(relay: Relay, courier: Courier) -> None:
     raw = b"Subject: large\r\n\r\n" + (b"x" * 900 + b"\r\n") * 1200
     mail = mail_for(relay, raw=raw)
-    (claimed,) = ledger.claim(1, 60, room=10)
+    claimed = claim_one()
     assert claimed.raw is None
     assert ledger.take_back([claimed], "") == 1
     assert courier.drain(LONG) == Report(claimed=1, sent=1)
@@ -705,7 +709,7 @@ def test_a_result_that_comes_too_late_is_told_and_changes_nothing(
     with Relay(delay=0.3) as relay:
         mail = mail_for(relay)
         courier.drain(0.1)
-        MailTask.objects.filter(id=mail.id).update(lease_until=timezone.now() - timedelta(seconds=1))
+        end_leases()
         assert ledger.rescue() == 1
         until(lambda: "late_result" in caplog.text)
         assert now_as(mail).status == Status.QUEUED

@@ -1,11 +1,9 @@
 """At sandbox.invalid the local part names what becomes of a mail, whatever the owner's relay."""
 
 from collections.abc import Iterator
-from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.utils import timezone
 
 from accounts.models import SmtpAccount, User
 from mailqueue.delivery import magic
@@ -13,9 +11,8 @@ from mailqueue.delivery.courier import Courier
 from mailqueue.delivery.hand import Report
 from mailqueue.sandbox import inbox
 from mailqueue.sandbox.models import SandboxMail
-from tasks.models import MailTask
 from tasks.states import CancelReason, OnUncertain, Outcome, Status
-from tests.factories import MailFactory, sending_user
+from tests.factories import MailFactory, make_due, sending_user
 from tests.relay import Relay
 
 pytestmark = pytest.mark.django_db(
@@ -47,7 +44,7 @@ def account_of(owner: User) -> dict[str, Any]:
 
 
 def drain(courier: Courier) -> Report:
-    MailTask.objects.waiting().update(due_at=timezone.now() - timedelta(seconds=1))
+    make_due()
     return courier.drain(LONG)
 
 

@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.utils import timezone
@@ -11,7 +12,7 @@ from mailqueue import upkeep
 from tasks import doorbell, ledger, submission
 from tasks.models import Attempt, MailContent, MailTask
 from tasks.states import FINAL, CancelReason, Status
-from tests.factories import MailFactory
+from tests.factories import MailFactory, make_due
 
 pytestmark = pytest.mark.django_db
 A_MINUTE = timedelta(minutes=1)
@@ -140,13 +141,13 @@ def test_whatever_is_not_at_its_end_is_moved_on(status: Status) -> None:
     if status == Status.UNCERTAIN:
         assert submission.retry(MailTask.objects.filter(id=mail.id)) == 1
     upkeep.rescue()
-    MailTask.objects.update(due_at=long_ago)  # the database's now() stands still within this test
+    make_due(long_ago)  # the database's now() stands still within this test
     assert upkeep.dispatch_due()["rang"] == 1
-    assert [claimed.id for claimed in ledger.claim(10, 60, room=10)] == [mail.id]
+    assert [claimed.id for claimed in ledger.claim(10, 60, token=uuid4(), room=10)] == [mail.id]
 
 
 @pytest.mark.parametrize("status", FINAL)
 def test_what_is_at_its_end_is_left_alone(status: Status) -> None:
     forgotten(status=status)
     assert (upkeep.rescue(), upkeep.sweep(), upkeep.dispatch_due()["rang"]) == (0, 0, 0)
-    assert not ledger.claim(10, 60, room=10)
+    assert not ledger.claim(10, 60, token=uuid4(), room=10)

@@ -25,7 +25,7 @@ TAKEN = Answer(Phase.REPLY, 250, "2.0.0 taken")
 
 
 def mail(pk: int, token: uuid.UUID = TOKEN) -> Claimed:
-    return Claimed(pk, 1, token, 1, 1, 8, 0, None, "ada@example.com", "jane@example.com", b"")
+    return Claimed(token, pk, 1, 1, 1, 8, 0, 0, None, "ada@example.com", "jane@example.com")
 
 
 def only_file(folder: Path) -> Path:

@@ -26,6 +26,7 @@ def claimed(**changes: Any) -> Claimed:
         "lane": Lane.DEFAULT,
         "try_count": 1,
         "max_tries": 3,
+        "lost_count": 0,
         "on_uncertain": OnUncertain.RETRY,
         "expires_at": None,
         "sender": "ada@example.com",

@@ -1,0 +1,235 @@
+"""The SQL of the ledger, each statement a transaction of its own. Only tasks/ledger.py runs them.
+
+A mail that waits has a row in tasks_due, and the statement that deletes it is the one that moves the mail on: that
+row is what claims, cancellations and retries compete for. All lock tasks_due first, then tasks_mailtask, then
+tasks_claim.
+"""
+
+from tasks.states import Status
+
+#: Mails up to this size (bytes) come with the claim. 200 with 10 MB of attachments each would fill the memory.
+LARGEST_AT_ONCE = 65_536
+
+_WAITING = f"({Status.QUEUED:d}, {Status.FAILED:d}, {Status.SCHEDULED:d})"
+_UNSENT = f"({Status.FAILED:d}, {Status.CANCELLED:d})"
+_FINAL = f"({Status.SUCCESS:d}, {Status.CANCELLED:d})"
+
+# One statement, one commit, for one mail: the owner is looked at once more, for a token outlives a closed account
+# by some seconds.
+_ENTER = """
+WITH task AS (
+    INSERT INTO tasks_mailtask (owner_id, status, lane, try_count, max_tries, on_uncertain, lost_count, has_failed,
+        is_uncertain, due_at, created_at, moved_at, scheduled_at, expires_at, sender, recipient, subject, message_id,
+        last_reply)
+    SELECT id, %(status)s::smallint, %(lane)s::smallint, 0, %(max_tries)s::smallint, %(on_uncertain)s::smallint, 0,
+        false, false, %(due_at)s::timestamptz, %(created_at)s::timestamptz, %(created_at)s,
+        %(scheduled_at)s::timestamptz, %(expires_at)s::timestamptz, %(sender)s::text, %(recipient)s::text,
+        %(subject)s::text, %(message_id)s::text, ''
+    FROM accounts_user WHERE id = %(owner_id)s::bigint AND is_active
+    RETURNING id, owner_id, lane, due_at, expires_at
+),
+waiting AS (
+    INSERT INTO tasks_due (task_id, owner_id, lane, due_at, expires_at)
+    SELECT id, owner_id, lane, due_at, expires_at FROM task
+){tagged}
+INSERT INTO tasks_mailcontent (task_id, raw, details)
+SELECT id, %(raw)b, %(details)s::jsonb FROM task RETURNING task_id
+"""
+_TAGGED = """,
+tagged AS (
+    INSERT INTO tasks_tag (task_id, position, owner_id, tag)
+    SELECT task.id, tag.position, task.owner_id, tag.tag
+    FROM task, unnest(%(tags)s::text[]) WITH ORDINALITY AS tag(tag, position)
+)"""
+#: Mail without tags does not plan for them.
+ENTER, ENTER_TAGGED = _ENTER.format(tagged=""), _ENTER.format(tagged=_TAGGED)
+
+# Each lane's owners with their first mail, found by skipping through the index due_claim from one owner to the
+# next (a loose index scan), so a million rows of one owner cost one step.
+_STEPS = """
+WITH RECURSIVE lane(lane, quota) AS (SELECT * FROM unnest(%(lanes)s::smallint[], %(quotas)s::int[])),
+step(lane, quota, owner_id, due_at) AS (
+    SELECT lane.lane, lane.quota, first.owner_id, first.due_at FROM lane CROSS JOIN LATERAL (
+        SELECT owner_id, due_at FROM tasks_due d
+        WHERE d.lane = lane.lane AND d.owner_id > %(after)s::bigint ORDER BY owner_id, due_at LIMIT 1) first
+    UNION ALL
+    SELECT step.lane, step.quota, next.owner_id, next.due_at FROM step CROSS JOIN LATERAL (
+        SELECT owner_id, due_at FROM tasks_due d
+        WHERE d.lane = step.lane AND d.owner_id > step.owner_id ORDER BY owner_id, due_at LIMIT 1) next
+)
+"""
+# Those whose turn it may be. Paused accounts are left out; one whose pause is over may send a single probe, and the
+# next when that one has come back.
+_TURNS = f"""
+{_STEPS},
+turn AS MATERIALIZED (
+    SELECT step.lane, step.quota, step.owner_id, account.paused_until IS NOT NULL AS is_probe,
+           CASE WHEN account.paused_until IS NOT NULL THEN 1
+                ELSE least(coalesce(taken.room, %(room)s::int), account.per_second, account.per_minute,
+                           account.per_hour, account.per_day) END AS room
+    FROM step
+    JOIN accounts_smtpaccount account ON account.owner_id = step.owner_id
+    LEFT JOIN unnest(%(owners)s::bigint[], %(rooms)s::int[]) taken(owner_id, room) ON taken.owner_id = step.owner_id
+    WHERE step.due_at <= now()
+      AND (account.limited_until IS NULL OR account.limited_until <= now())
+      AND coalesce(taken.room, %(room)s::int) > 0
+      AND (account.paused_until IS NULL OR account.paused_until <= now() AND NOT EXISTS (
+               SELECT 1 FROM tasks_claim c WHERE step.owner_id = ANY(c.owner_ids) AND EXISTS (
+                   SELECT 1 FROM tasks_mailtask t WHERE t.id = ANY(c.task_ids) AND t.claim_token = c.token
+                   AND t.owner_id = step.owner_id)))
+    LIMIT %(turns)s::int
+)
+"""
+IS_ANYTHING_DUE = f"{_TURNS} SELECT EXISTS (SELECT 1 FROM turn)"
+
+# Each lane has its quota first, what it leaves is for the others; within a lane owners take turns, mail by mail.
+CLAIM = f"""
+{_TURNS},
+once AS (SELECT *, row_number() OVER (PARTITION BY owner_id ORDER BY lane) AS nth FROM turn),
+share AS (
+    SELECT *, ceil(%(limit)s::numeric / count(*) OVER (PARTITION BY lane))::int AS most
+    FROM once WHERE nth = 1 OR NOT is_probe
+),
+ready AS (
+    SELECT mail.place, share.lane, share.quota,
+           row_number() OVER (PARTITION BY share.lane, share.owner_id ORDER BY mail.due_at) AS nth
+    FROM share CROSS JOIN LATERAL (
+        SELECT d.ctid AS place, d.due_at FROM tasks_due d
+        WHERE d.lane = share.lane AND d.owner_id = share.owner_id AND d.due_at <= now()
+          AND (d.expires_at IS NULL OR d.expires_at > now())
+        ORDER BY d.due_at LIMIT least(share.room, share.most) FOR UPDATE OF d SKIP LOCKED) mail
+),
+queue AS (SELECT place, lane, quota, row_number() OVER (PARTITION BY lane ORDER BY nth) AS place_in_lane FROM ready),
+picked AS (SELECT place FROM queue ORDER BY place_in_lane > quota, lane, place_in_lane LIMIT %(limit)s::int),
+taken AS (DELETE FROM tasks_due WHERE ctid = ANY(ARRAY(SELECT place FROM picked)) RETURNING task_id),
+moved AS (
+    UPDATE tasks_mailtask t
+    SET status = {Status.PROCESSING:d}, try_count = try_count + 1, claim_token = %(token)s::uuid, moved_at = now(),
+        started_at = coalesce(started_at, now())
+    FROM taken WHERE t.id = taken.task_id AND t.status IN {_WAITING}
+    RETURNING t.id, t.owner_id, t.lane, t.try_count, t.max_tries, t.lost_count, t.on_uncertain, t.expires_at,
+              t.sender, t.recipient, t.due_at
+),
+held AS (
+    INSERT INTO tasks_claim (token, lease_until, held, task_ids, owner_ids)
+    SELECT %(token)s::uuid, now() + make_interval(secs => %(lease)s::float8), count(*), array_agg(id),
+           array_agg(DISTINCT owner_id)
+    FROM moved HAVING count(*) > 0
+)
+SELECT id, owner_id, lane, try_count, max_tries, lost_count, on_uncertain, expires_at, sender, recipient,
+       (SELECT raw FROM tasks_mailcontent c WHERE c.task_id = moved.id AND octet_length(raw) <= {LARGEST_AT_ONCE})
+FROM moved ORDER BY lane, due_at, id
+"""
+
+HELD = """
+SELECT token, id, owner_id, lane, try_count, max_tries, lost_count, on_uncertain, expires_at, sender, recipient
+FROM tasks_claim c JOIN tasks_mailtask t ON t.id = ANY(c.task_ids) AND t.claim_token = c.token
+WHERE c.token = ANY(%(tokens)s::uuid[]) ORDER BY id
+"""
+
+# `again` writes the tickets of what waits again; `emptied` and `lessened` keep count of what the claims still hold.
+SETTLE = f"""
+WITH verdict AS (
+    SELECT * FROM unnest(%(ids)s::bigint[], %(tokens)s::uuid[], %(statuses)s::smallint[], %(returned)s::smallint[],
+        %(lost)s::smallint[], %(waits)s::float8[], %(reasons)s::smallint[], %(outcomes)s::smallint[],
+        %(phases)s::smallint[], %(codes)s::smallint[], %(replies)s::text[], %(durations)s::int[],
+        %(puts_off)s::smallint[])
+    AS v(id, token, status, returned, lost, wait, reason, outcome, phase, code, reply, duration_ms, put_off)
+),
+moved AS (
+    UPDATE tasks_mailtask t
+    SET status = v.status, try_count = t.try_count - v.returned, lost_count = t.lost_count + v.lost,
+        cancel_reason = v.reason,
+        due_at = CASE WHEN v.wait IS NULL THEN t.due_at ELSE now() + make_interval(secs => v.wait) END,
+        started_at = CASE WHEN t.try_count > v.returned THEN t.started_at END,
+        finished_at = CASE WHEN v.status IN {_FINAL} THEN now() END,
+        last_reply = CASE WHEN v.put_off IS NULL THEN v.reply ELSE t.last_reply END,
+        has_failed = v.status IN {_UNSENT}, is_uncertain = v.status = {Status.UNCERTAIN:d},
+        put_off = v.put_off, claim_token = NULL, moved_at = now()
+    FROM verdict v WHERE t.id = v.id AND t.claim_token = v.token AND t.status = {Status.PROCESSING:d}
+    RETURNING t.id, t.owner_id, t.lane, t.due_at, t.expires_at, t.try_count + v.returned AS number, v.token, v.status,
+              v.outcome, v.phase, v.code, v.reply, v.duration_ms
+),
+noted AS (
+    INSERT INTO tasks_attempt (task_id, number, at, outcome, phase, code, reply, duration_ms, worker)
+    SELECT id, number, now() - make_interval(secs => duration_ms / 1000.0), outcome, phase, code, reply,
+           duration_ms, %(worker)s::text
+    FROM moved WHERE outcome IS NOT NULL
+),
+again AS (
+    INSERT INTO tasks_due (task_id, owner_id, lane, due_at, expires_at)
+    SELECT id, owner_id, lane, due_at, expires_at FROM moved WHERE status IN {_WAITING}
+),
+done AS (SELECT token, count(*) AS mails FROM moved GROUP BY token),
+emptied AS (DELETE FROM tasks_claim c USING done WHERE c.token = done.token AND c.held <= done.mails),
+lessened AS (
+    UPDATE tasks_claim c SET held = c.held - done.mails FROM done WHERE c.token = done.token AND c.held > done.mails
+)
+SELECT id FROM moved
+"""
+
+RENEW = """
+UPDATE tasks_claim SET lease_until = now() + make_interval(secs => %(lease)s::float8)
+WHERE token = ANY(%(tokens)s::uuid[]) RETURNING token
+"""
+
+#: What is under an expired lease and in nobody else's statement at this moment.
+LOST = """
+SELECT t.id, t.claim_token, t.on_uncertain, t.lost_count
+FROM tasks_claim c JOIN tasks_mailtask t ON t.id = ANY(c.task_ids) AND t.claim_token = c.token
+WHERE c.lease_until < now() ORDER BY t.id LIMIT %(limit)s::int FOR UPDATE OF t SKIP LOCKED
+"""
+#: Claims whose lease is over and that hold nothing, such as of mails that were deleted.
+CLEAR = """
+DELETE FROM tasks_claim c WHERE lease_until < now() AND NOT EXISTS (
+    SELECT 1 FROM tasks_mailtask t WHERE t.id = ANY(c.task_ids) AND t.claim_token = c.token)
+RETURNING token
+"""
+
+# {chosen} is a query for ids, by Django.
+CANCEL = f"""
+WITH taken AS (DELETE FROM tasks_due WHERE task_id IN ({{chosen}}) RETURNING task_id)
+UPDATE tasks_mailtask t
+SET status = {Status.CANCELLED:d}, cancel_reason = %s, has_failed = true, finished_at = now(), moved_at = now()
+FROM taken WHERE t.id = taken.task_id AND t.status IN {_WAITING}
+RETURNING t.id
+"""
+EXPIRED = "SELECT task_id FROM tasks_due WHERE expires_at <= now() ORDER BY expires_at LIMIT %(limit)s::int"
+
+REQUEUE = f"""
+WITH chosen AS MATERIALIZED ({{chosen}}),
+taken AS (
+    DELETE FROM tasks_due d USING chosen, tasks_mailtask t
+    WHERE d.task_id = chosen.id AND t.id = chosen.id AND t.status = {Status.FAILED:d} RETURNING d.task_id
+),
+moved AS (
+    UPDATE tasks_mailtask t
+    SET status = {Status.QUEUED:d}, cancel_reason = NULL, finished_at = NULL, try_count = 0, lost_count = 0,
+        put_off = NULL, has_failed = false, is_uncertain = false, due_at = now(), moved_at = now(),
+        expires_at = CASE WHEN t.expires_at > now() THEN t.expires_at END
+    FROM chosen WHERE t.id = chosen.id AND (t.status IN ({Status.CANCELLED:d}, {Status.UNCERTAIN:d})
+        OR t.status = {Status.FAILED:d} AND t.id IN (SELECT task_id FROM taken))
+    RETURNING t.id, t.owner_id, t.lane, t.due_at, t.expires_at
+)
+INSERT INTO tasks_due (task_id, owner_id, lane, due_at, expires_at)
+SELECT id, owner_id, lane, due_at, expires_at FROM moved RETURNING task_id
+"""
+ACCEPT = f"""
+UPDATE tasks_mailtask SET status = {Status.SUCCESS:d}, is_uncertain = false, finished_at = now(), moved_at = now()
+WHERE id IN ({{chosen}}) AND status = {Status.UNCERTAIN:d} RETURNING id
+"""
+# Due long since and not touched, though nothing holds its account back.
+FORGOTTEN = f"""
+{_STEPS}
+SELECT mail.task_id FROM step
+JOIN accounts_smtpaccount account ON account.owner_id = step.owner_id
+CROSS JOIN LATERAL (
+    SELECT d.task_id FROM tasks_due d
+    WHERE d.lane = step.lane AND d.owner_id = step.owner_id
+      AND d.due_at <= now() - make_interval(secs => %(seconds)s::float8)
+    ORDER BY d.due_at LIMIT %(limit)s::int) mail
+JOIN tasks_mailtask t ON t.id = mail.task_id AND t.moved_at <= now() - make_interval(secs => %(seconds)s::float8)
+WHERE (account.paused_until IS NULL OR account.paused_until <= now())
+  AND (account.limited_until IS NULL OR account.limited_until <= now())
+LIMIT %(limit)s::int
+"""
