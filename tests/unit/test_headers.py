@@ -230,7 +230,8 @@ _PRINTABLE = st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"])
 _TEXTS = st.text(_PRINTABLE, min_size=1, max_size=200).map(str.strip).filter(bool)
 _NAMING = st.characters(exclude_categories=["Cc", "Cf", "Cs", "Zl", "Zp"], exclude_characters="/\\")
 _FILE_NAMES = st.text(_NAMING, min_size=1, max_size=60).map(str.strip)
-_FILE_NAMES = _FILE_NAMES.filter(lambda name: name not in ("", ".", ".."))
+#: The parser that reads them back takes <name> for an address, and gives back what is in it.
+_FILE_NAMES = _FILE_NAMES.filter(lambda name: name not in ("", ".", "..") and name[0] + name[-1] != "<>")
 _HEADER_NAMES = st.from_regex(r"X-[!-9;-~]{1,70}", fullmatch=True)
 
 
