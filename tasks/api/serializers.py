@@ -111,7 +111,7 @@ class EnqueueSerializer(serializers.Serializer[NewMail]):
             )
         return attrs
 
-    def mail(self, data: dict[str, Any]) -> NewMail:
+    def mail(self, data: Any) -> NewMail:
         """What is asked for; ValidationError names every field that is wrong."""
         asked = self.run_validation(data)
         return NewMail(
