@@ -10,7 +10,7 @@ from django.db import InterfaceError, OperationalError, connection, transaction
 from django.utils import timezone
 
 from accounts.addresses import wire_address
-from accounts.models import User
+from accounts.models import SmtpAccount, User
 from tasks import doorbell, ledger, message
 from tasks.models import MailTask, MailTaskQuerySet
 from tasks.states import CancelReason, Lane, OnUncertain, Status
@@ -62,7 +62,7 @@ class AccountClosedError(Exception):
 
 def submit(owner: User, mail: NewMail) -> MailTask:
     """Keeps the mail and rings. When this returns, the mail is committed and will be sent."""
-    task, raw = _compose(owner, mail, _sender(owner))
+    task, raw = _compose(owner, mail, _account(owner))
     if not ledger.enter(task, raw, tags=mail.tags, details=mail.details()):
         raise AccountClosedError
     if task.status == Status.QUEUED:
@@ -70,30 +70,30 @@ def submit(owner: User, mail: NewMail) -> MailTask:
     return task
 
 
-def _sender(owner: User) -> str:
-    """The account's address as it is now. As the call's first query it also tells whether the kept connection is
-    alive."""
+def _account(owner: User) -> SmtpAccount:
+    """What a mail needs of the account as it is now. As the call's first query it also tells whether the kept
+    connection is alive."""
     # Django would send a SELECT 1 first: a fifth of the whole call.
     connection.health_check_done = True  # type: ignore[attr-defined]
     try:
-        return _read_sender(owner)
+        return _read_account(owner)
     except (OperationalError, InterfaceError):
         connection.close()
-        return _read_sender(owner)
+        return _read_account(owner)
 
 
-def _read_sender(owner: User) -> str:
+def _read_account(owner: User) -> SmtpAccount:
     with connection.cursor() as cursor:
         # Through the ORM it takes three times as long: most of the call's query would be the making of it.
         cursor.execute("SELECT from_email FROM accounts_smtpaccount WHERE owner_id = %s", [owner.pk])
-        return str(cursor.fetchone()[0])
+        return SmtpAccount(owner_id=owner.pk, from_email=cursor.fetchone()[0])
 
 
-def _compose(owner: User, mail: NewMail, from_email: str) -> tuple[MailTask, bytes]:
+def _compose(owner: User, mail: NewMail, account: SmtpAccount) -> tuple[MailTask, bytes]:
     """The row and the mail's bytes, nothing stored yet."""
     now = timezone.now()
     due_at = max(mail.scheduled_at or now, now)
-    sender, recipient = wire_address(from_email), wire_address(mail.recipient)
+    sender, recipient = wire_address(account.from_email), wire_address(mail.recipient)
     task = MailTask(
         owner=owner,
         status=Status.SCHEDULED if due_at > now else Status.QUEUED,

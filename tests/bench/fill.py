@@ -28,6 +28,7 @@ def sender(port: int, account: dict[str, str]) -> User:
 
 
 def fill(user: User, count: int, body: str) -> None:
+    account = user.smtp
     for start in range(0, count, CHUNK):
         numbers = range(start, min(start + CHUNK, count))
         composed = [
@@ -36,7 +37,7 @@ def fill(user: User, count: int, body: str) -> None:
                 submission.NewMail(
                     recipient=f"someone{n}@example.com", subject=f"Benchmark mail {n}", text=body
                 ),
-                user.smtp.from_email,
+                account,
             )
             for n in numbers
         ]
