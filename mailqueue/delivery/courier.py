@@ -175,11 +175,15 @@ class Courier:
                 report.claimed += len(claimed)
                 if len(claimed) == room:
                     await self._in_thread(doorbell.call)
+                elif not self._last_owner:
+                    # That was all there is; a claim now would only stand in the way of the mails just claimed.
+                    await self._wait_for_progress(PAUSE_BETWEEN_CLAIMS)
                 continue
             if not self._in_hand:
                 break
             await self._wait_for_progress(min(PAUSE_BETWEEN_CLAIMS * 5, end - self._loop.time()))
-            await asyncio.sleep(PAUSE_BETWEEN_CLAIMS)
+            if self._in_hand:
+                await asyncio.sleep(PAUSE_BETWEEN_CLAIMS)
         return report
 
     async def _wait_for_progress(self, seconds: float) -> None:
