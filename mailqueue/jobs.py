@@ -42,8 +42,8 @@ def drain(self: "Task[Any, Any]") -> dict[str, int]:
     end = time.monotonic() + SLICE_SECONDS
     is_listener = doorbell.stay_awake(int(SLICE_SECONDS) + 2)
     report, heard = Report(), True
+    doorbell.answer()
     while heard and (left := end - time.monotonic()) > 0:
-        doorbell.answer()
         report += _courier().drain(left)
         heard = is_listener and _hears(_courier().opens_in())
     if is_listener:

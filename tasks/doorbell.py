@@ -31,11 +31,14 @@ CALL_SECONDS = 1
 #: After a failure the bell is left alone for this long, so that a dead Redis slows one call and not each.
 SILENCE_SECONDS = 5.0
 
-# 1 if a message has to be published: nobody has rung yet, and nobody is awake to be knocked up.
+# 1 if a message has to be published: nobody is awake to be knocked up, and nobody has rung yet. A knock is one,
+# however many knock; to take it is to answer it, so who is awake looks at the table without another word.
 _RING = """
-if not redis.call('SET', KEYS[1], '1', 'NX', 'EX', ARGV[1]) then return 0 end
-if redis.call('EXISTS', KEYS[2]) == 0 then return 1 end
-redis.call('LPUSH', KEYS[3], '1')
+if redis.call('EXISTS', KEYS[2]) == 1 then
+    if redis.call('EXISTS', KEYS[3]) == 0 then redis.call('LPUSH', KEYS[3], '1') end
+    return 0
+end
+if redis.call('SET', KEYS[1], '1', 'NX', 'EX', ARGV[1]) then return 1 end
 return 0
 """
 
@@ -88,7 +91,7 @@ def _publish() -> None:
 
 
 def answer() -> None:
-    """A worker has come: from now on a new mail rings again. Call before looking at the table."""
+    """A worker has come: a new mail rings again from now on. Call before looking at the table for the first time."""
     try:
         with client().pipeline(transaction=False) as pipe:
             pipe.delete(BELL, KNOCK)

@@ -47,6 +47,17 @@ def printable(text: str) -> str:
     return text.replace("\0", "\\u0000").encode("utf-8", "backslashreplace").decode()
 
 
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can carry it: no unpaired surrogates."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _read(stream: IO[Any], declared: int) -> bytes:
     limit = settings.MAX_REQUEST_BYTES
     # The declared size first: nothing is read of a body that will not be taken.
@@ -85,7 +96,7 @@ def _is_unstorable(value: Any) -> bool:
         below: list[Any] = []
         for each in level:
             if isinstance(each, str):
-                if "\0" in each or not _is_unicode(each):
+                if "\0" in each or not is_unicode(each):
                     return True
             elif isinstance(each, dict):
                 below += each.keys()
@@ -95,14 +106,4 @@ def _is_unstorable(value: Any) -> bool:
         if not below:
             return False
         level = below
-    return True
-
-
-def _is_unicode(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
     return True

@@ -163,6 +163,7 @@ class Courier:
         await asyncio.wait([self._recovery], timeout=seconds)
         while self._loop.time() < end and not self._stopping:
             self._progress.clear()
+            was_idle = not self._in_hand
             room = min(GROUP, self.capacity - self._in_hand)
             try:
                 claimed = await self._claim(room) if room * 2 >= GROUP else []
@@ -180,11 +181,15 @@ class Courier:
                 report.claimed += len(claimed)
                 if len(claimed) == room:
                     await self._in_thread(doorbell.call)
+                elif not self._last_owner:
+                    # That was all there is; a claim now would only stand in the way of the mails just claimed.
+                    await self._wait_for_progress(PAUSE_BETWEEN_CLAIMS)
                 continue
-            if not self._in_hand:
+            if was_idle:  # what came to its end during the claim has made room that the claim did not know of
                 break
             await self._wait_for_progress(min(PAUSE_BETWEEN_CLAIMS * 5, end - self._loop.time()))
-            await asyncio.sleep(PAUSE_BETWEEN_CLAIMS)
+            if self._in_hand:
+                await asyncio.sleep(PAUSE_BETWEEN_CLAIMS)
         return report
 
     async def _wait_for_progress(self, seconds: float) -> None:

@@ -1,10 +1,11 @@
 """POST /login and /token/refresh, and what a token is good for."""
 
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import jwt
 import pytest
+import time_machine
 from django.contrib.auth.hashers import Argon2PasswordHasher
 from django.db import connection
 from rest_framework.test import APIClient
@@ -169,6 +170,17 @@ def test_a_forged_or_expired_token_is_refused(settings, forgery):
         "wrong type": lambda: _token(user, key=key, token_type="refresh"),
     }[forgery]()
     assert read(user, forged) == 401
+
+
+def test_a_token_that_was_taken_before_is_refused_once_it_has_expired(settings):
+    user = UserFactory()
+    token = _token(user, key=settings.SIMPLE_JWT["SIGNING_KEY"], lifetime=timedelta(minutes=5))
+    with time_machine.travel(datetime.now(UTC), tick=False) as clock:
+        assert read(user, token) == 200
+        clock.shift(timedelta(minutes=4))
+        assert read(user, token) == 200
+        clock.shift(timedelta(minutes=2))
+        assert read(user, token) == 401
 
 
 def test_a_known_user_costs_no_query_for_a_while(django_assert_num_queries):

@@ -13,9 +13,9 @@ from django.db import connection
 from django.utils import timezone
 
 from accounts.models import AccountState, Security, SmtpAccount, User
-from mailqueue.delivery import smtp
+from mailqueue.delivery import clerk, smtp
 from mailqueue.delivery.courier import Courier
-from mailqueue.delivery.hand import Report
+from mailqueue.delivery.hand import FIRST_HAND, Report
 from tasks import ledger
 from tasks.models import MailTask
 from tasks.states import CancelReason, OnUncertain, Outcome, Phase, Status
@@ -110,6 +110,24 @@ def test_many_mails_go_over_few_kept_connections(courier: Courier, pipelining: b
         assert len({mail.message_id for mail in relay.accepted}) == len(relay.accepted) == 60
         assert 1 <= len(relay.sessions) <= 2
         assert sum(log.early for log in relay.sessions) == (2 * 60 if pipelining else 0)
+
+
+def test_what_ends_while_a_claim_finds_nothing_is_followed_by_another_claim(
+    courier: Courier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The claim took the hand for full; that it is empty by now tells nothing about the table."""
+    claim = clerk.claim
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        found = claim(*args, **kwargs)
+        if not found[0]:
+            until(lambda: not courier._in_hand)
+        return found
+
+    monkeypatch.setattr(clerk, "claim", slow)
+    with Relay(delay=0.01) as relay:
+        MailFactory.create_batch(FIRST_HAND + 10, owner=sending_user(relay.port, max_connections=10))
+        assert courier.drain(LONG).sent == FIRST_HAND + 10
 
 
 def test_a_connection_is_kept_from_one_drain_to_the_next(relay: Relay, courier: Courier) -> None:

@@ -103,6 +103,17 @@ def test_the_sender_is_the_accounts(owner: User) -> None:
     assert submission.submit(owner, A_MAIL).sender == "news@example.org"
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_kept_connection_that_postgresql_has_ended_costs_no_mail() -> None:
+    owner, pid = UserFactory(), connection.connection.info.backend_pid
+    other = connection.copy()
+    with other.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+    other.close()
+    connection.close_if_unusable_or_obsolete()  # as at the beginning of each request
+    assert submission.submit(owner, A_MAIL).pk
+
+
 def test_a_mail_for_later_is_scheduled_and_rings_nobody(owner: User) -> None:
     later = timezone.now() + HOUR
     task = submission.submit(owner, NewMail("jane@example.com", "s", "t", scheduled_at=later))
