@@ -386,6 +386,62 @@ def test_a_relay_that_falls_silent_is_given_up(
     assert "in time" in mail.last_reply
 
 
+#: Less than any phase's deadline; renewed leases go on, but a transaction keeps to the one it began with (seconds).
+SHORT_LEASE = 1.5
+
+
+@pytest.fixture
+def courier_with_short_leases(settings: Any) -> Iterator[Courier]:
+    settings.MAIL_LEASE_SECONDS = SHORT_LEASE
+    courier = Courier("worker:1").start()
+    yield courier
+    courier.stop(5)
+
+
+@pytest.mark.parametrize(
+    ("step", "word"),
+    [
+        ("connect", ("temporary", "banner", None)),
+        ("ehlo", ("temporary", "banner", None)),
+        ("rcpt", ("temporary", "rcpt", None)),
+        ("data", ("temporary", "data", None)),
+        ("dot", ("uncertain", "reply", None)),
+    ],
+)
+def test_a_transaction_ends_with_the_lease_that_it_began_with(
+    relay: Relay, courier_with_short_leases: Courier, step: str, word: tuple[str, str, None]
+) -> None:
+    relay.on(step, HANG)
+    mail = mail_for(relay, on_uncertain=OnUncertain.HOLD)
+    courier_with_short_leases.drain(8)  # the shortest deadline is 10
+    assert words(now_as(mail)) == [word]
+    assert "in time" in mail.last_reply
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_relay_that_drips_along_within_each_deadline_is_given_up_all_the_same(
+    courier_with_short_leases: Courier, monkeypatch: pytest.MonkeyPatch, is_first: bool
+) -> None:
+    """Each reply comes in time, but seven of them (or four, on a kept connection) do not come within the lease."""
+    courier = courier_with_short_leases
+    with Relay(pipelining=False) as relay:
+        owner = sending_user(relay.port, max_connections=1)
+        if not is_first:
+            mail_for(relay, owner)
+            courier.drain(LONG)
+        relay.delay = SHORT_LEASE / 3
+        monkeypatch.setattr(smtp, "DEADLINES", dict.fromkeys(Phase, SHORT_LEASE * 0.9))
+        mail = mail_for(relay, owner, on_uncertain=OnUncertain.HOLD)
+        courier.drain(8)
+        (word,) = words(now_as(mail))
+        assert word in (
+            [("temporary", "mail", None), ("temporary", "rcpt", None)]
+            if is_first
+            else [("temporary", "data", None), ("uncertain", "reply", None)]
+        )
+        assert "in time" in mail.last_reply
+
+
 def test_where_nobody_listens_it_is_tried_again(courier: Courier) -> None:
     with Relay() as gone:
         mail = mail_for(gone)
