@@ -32,6 +32,8 @@ class Kill:
 
     what: str
     at: float
+    #: When all that the dead had written was with the relay, and nobody had begun to recover.
+    seen_at: float
     held: int
     #: Mails between final dot and reply: sent, or not, and nobody can know.
     in_doubt: set[int]
@@ -56,10 +58,12 @@ class Run:
     def __post_init__(self) -> None:
         self.arrivals = Counter(self.rows[mail.message_id] for mail in self.taken)
         for kill in self.kills:
-            before = {self.rows[mail.message_id] for mail in self.taken if mail.at <= kill.at}
-            after = {self.rows[mail.message_id] for mail in self.taken if mail.at > kill.at}
+            before = {self.rows[mail.message_id] for mail in self.taken if mail.at <= kill.seen_at}
+            after = {self.rows[mail.message_id] for mail in self.taken if mail.at > kill.seen_at}
             kill.twice = len(kill.in_doubt & before & after)
-            kill.recovered_at = min((mail.at for mail in self.taken if mail.at > kill.at), default=kill.at)
+            kill.recovered_at = min(
+                (mail.at for mail in self.taken if mail.at > kill.seen_at), default=kill.at
+            )
 
     @property
     def lost(self) -> set[int]:
@@ -146,12 +150,12 @@ def _journals(machine: Machine, pattern: str) -> list[Path]:
 def _autopsy(machine: Machine, what: str, at: float, journals: list[Path], known: set[type_claim]) -> Kill:
     """What the dead had in hand. `known` are the claims in doubt since an earlier kill, whose successor died
     before it could read of them."""
-    time.sleep(0.2)  # PostgreSQL finishes what it was told
+    time.sleep(0.2)  # PostgreSQL finishes what it was told, and the relay what it was sent
     contents = [parse(journal.read_bytes()) for journal in journals]
     found = {claim for content in contents for claim in _in_doubt(content)} - known
     known |= found
     tokens = [str(token) for content in contents for token in content.tokens]
-    return Kill(what, at, _held(machine, tokens), {pk for pk, _ in found})
+    return Kill(what, at, time.time(), _held(machine, tokens), {pk for pk, _ in found})
 
 
 def _in_doubt(content: Content) -> set[type_claim]:
