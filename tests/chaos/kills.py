@@ -21,7 +21,7 @@ from tests.machine import Machine, Sender, until
 #: Mails handed over at once.
 CLIENTS = 4
 #: A mail that was in three dying workers' hands is put off by minutes; no other takes that long (seconds).
-PATIENCE = 400.0
+PATIENCE = 300.0
 
 type_claim = tuple[int, str]
 
