@@ -8,8 +8,8 @@ from django.core.checks import CheckMessage, Warning  # noqa: A004 -- Django's n
 
 def lease_outlasts_deadlines(**_: Any) -> list[CheckMessage]:
     """A worker renews its leases whenever a third of one has passed, so two thirds is what is left at worst when
-    the database goes away. A relay that may be silent for longer could still take a mail that another worker has
-    by then, and it would go twice."""
+    the database goes away; a transaction is cut off where the lease ends that it began with. A relay that may be
+    silent for longer could have taken the mail by then, and it would go twice."""
     from mailqueue.delivery.smtp import DEADLINES  # noqa: PLC0415 -- the web has no use for it
 
     left, longest = settings.MAIL_LEASE_SECONDS * 2 / 3, max(DEADLINES.values())

@@ -166,6 +166,11 @@ class Machine:
         user = self._web.post("/login", json=login).raise_for_status().json()
         return Sender(self._web, {"Authorization": f"Bearer {user['token']}"}, user["id"])
 
+    def stored(self, pk: int) -> bytes:
+        """The mail as it was built."""
+        ((raw,),) = self.query(f"SELECT raw FROM tasks_mailcontent WHERE task_id = {pk}")
+        return bytes(raw)
+
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """What the database says."""
         with psycopg.connect(self.database, autocommit=True) as connection:
@@ -211,6 +216,17 @@ class Sender:
         """The task as soon as it has come to this status."""
         until(lambda: self.task(pk)["status"] == status, f"task {pk} is {status}", seconds)
         return self.task(pk)
+
+    def until_paused(self) -> dict[str, Any]:
+        """The account, as soon as its breaker is open."""
+        until(lambda: self.account()["state"] == "paused", "the account is paused")
+        return self.account()
+
+    def assert_it_waits_untried(self, pk: int) -> None:
+        """As mail does whose account is paused."""
+        task = self.until(pk, "queued")
+        assert (task["try_count"], task["attempts"]) == (0, [])
+        assert task["waiting"]["reason"] == "account_paused"
 
     def _get(self, path: str) -> dict[str, Any]:
         found: dict[str, Any] = self._web.get(path, headers=self._headers).raise_for_status().json()

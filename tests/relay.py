@@ -123,6 +123,11 @@ class Relay:
     def accepted_for(self, recipient: str) -> list[Accepted]:
         return [mail for mail in self.accepted if mail.recipient == recipient]
 
+    def passed_on(self, message_id: str) -> list[bytes]:
+        """A mail that came through another relay, each time, without the lines that that has put in front."""
+        found = [mail.raw for mail in self.accepted if mail.message_id == message_id]
+        return [raw[raw.index(b"\r\nFrom: ") + 2 :] for raw in found]
+
     def commands(self) -> list[str]:
         """The verbs and arguments of all connections, one connection after the other."""
         return [command for log in self.sessions for command in log.commands]

@@ -179,6 +179,16 @@ def _require_username_with_password(username: str, password: str) -> None:
         raise serializers.ValidationError({name: [complaint]}, "required")
 
 
+def require_password_for_new_host(account: SmtpAccount, smtp: dict[str, Any]) -> None:
+    """Else a stolen token could have the stored password told to a host of the thief's."""
+    is_new = smtp.get("host", account.host).lower() != account.host.lower()
+    if is_new and account.sealed_password and "password" not in smtp:
+        complaint = (
+            "The stored password is not told to another host: give smtp-password with a new smtp_host."
+        )
+        raise serializers.ValidationError({"smtp-password": [complaint]}, "required")
+
+
 def _first_address(username: str, email: str) -> str:
     try:
         checked_address(username)

@@ -25,6 +25,7 @@ from accounts.api.serializers import (
     RegisterSerializer,
     TokensSerializer,
     UserSerializer,
+    require_password_for_new_host,
 )
 from accounts.models import SmtpAccount, User
 
@@ -204,7 +205,8 @@ class UserView(APIView):
     )
     def patch(self, request: Request, pk: int) -> Response:
         """Changes what is given. New SMTP settings make the account `unverified` and its mail is tried again;
-        a new password ends all tokens; an empty `smtp_host` goes back to the default relay.
+        a new password ends all tokens; an empty `smtp_host` goes back to the default relay. Another `smtp_host` takes
+        `smtp-password` along, where one is stored: it is not told to another host.
         """
         wanted = ChangeSerializer(_own(request, pk), data=request.data, partial=True)
         wanted.is_valid(raise_exception=True)
@@ -239,6 +241,7 @@ def _check_change(account: SmtpAccount, smtp: dict[str, Any]) -> None:
     host = smtp.get("host", account.host)
     if host and smtp.keys() & RELAY_FIELDS:
         check_relay(host, smtp.get("port", account.port), smtp.get("security", account.security))
+        require_password_for_new_host(account, smtp)
 
 
 @transaction.atomic

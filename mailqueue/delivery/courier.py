@@ -298,16 +298,22 @@ class Courier:
         """One transaction; a kept connection that turns out to be dead is replaced once."""
         if relay is None:
             return Answer(Phase.AUTH, fault=Fault.UNREADABLE_PASSWORD)
+        # The lease as it is now: renewed or not meanwhile, no transaction lasts longer than one.
+        ends_at = self._leases[mail.token].until
         while True:
             try:
-                session = await self._pool.take(relay)
+                session = await self._pool.take(relay, ends_at)
             except SessionError as error:
                 return error.answer
             was_kept = session.transactions > 0
             try:
                 raw = await self._content(mail)
                 answer = await session.send(
-                    mail.sender, mail.recipient, raw, before_dot=partial(self._journal.dot, mail)
+                    mail.sender,
+                    mail.recipient,
+                    raw,
+                    before_dot=partial(self._journal.dot, mail),
+                    ends_at=ends_at,
                 )
             finally:
                 self._pool.give(relay, session)

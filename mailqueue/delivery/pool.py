@@ -15,15 +15,15 @@ class Pool:
     def __init__(self) -> None:
         self._idle: dict[Relay, list[Session]] = {}
 
-    async def take(self, relay: Relay) -> Session:
-        """The session used last, or a new one (SessionError if none can be had)."""
+    async def take(self, relay: Relay, ends_at: float) -> Session:
+        """The session used last, or a new one (SessionError if none can be had, or not until `ends_at`)."""
         idle = self._idle.get(relay, [])
         while idle:
             session = idle.pop()
             if _is_fresh(session):
                 return session
             session.quit()
-        return await open_session(relay)
+        return await open_session(relay, ends_at)
 
     def give(self, relay: Relay, session: Session) -> None:
         """Takes a session back, or sees it off when it has served enough."""

@@ -1,4 +1,5 @@
-"""One whole stack for the tests that only use it, as `make run` starts it, on free ports."""
+"""One whole stack for the tests that only use it, as `make run` starts it, on free ports; and what those share that
+send through a relay which nobody here wrote."""
 
 import os
 import subprocess
@@ -12,6 +13,9 @@ import pytest
 
 from mailqueue.embedded.process import ROOT
 from mailqueue.embedded.redis import free_port
+from tests.certificates import make_certificates
+from tests.machine import Machine, own_database
+from tests.relay import Relay
 
 #: Longer than a slow machine takes to start everything (seconds).
 STARTS_WITHIN = 120
@@ -54,3 +58,30 @@ def _until_ready(process: subprocess.Popen[bytes], log: Path) -> None:
         if process.poll() is not None or time.monotonic() > deadline:
             pytest.fail(f"The stack did not start:\n{log.read_text()}")
         time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def destination() -> Iterator[Relay]:
+    """Where a real relay brings what it accepted."""
+    with Relay() as relay:
+        yield relay
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_certificates(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="module")
+def trusting_machine(certificates: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """A service, to be started, that trusts the authority of the good certificate, and no other."""
+    settings = {
+        "SSL_CERT_FILE": str(certificates / "authority.pem"),
+        "SSL_CERT_DIR": str(certificates / "none"),
+        "SMTP_ALLOWED_NETWORKS": "127.0.0.0/8,::1/128",  # what "localhost" may stand for
+    }
+    with (
+        own_database() as database,
+        Machine(database, tmp_path_factory.mktemp("machine"), **settings) as machine,
+    ):
+        yield machine

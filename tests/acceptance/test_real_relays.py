@@ -13,30 +13,17 @@ from collections.abc import Iterator
 from datetime import datetime
 from email import message_from_bytes, policy
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import psycopg
 import pytest
 
 from tests import postfix
-from tests.certificates import make_certificates
-from tests.machine import Machine, Sender, own_database, until
+from tests.machine import Machine, Sender, until
 from tests.postfix import BAD_CERTIFICATES, PASSWORD, SIZE_LIMIT, USER, Postfix
 from tests.relay import Relay
 
 pytestmark = pytest.mark.postfix
-
-
-@pytest.fixture(scope="module")
-def destination() -> Iterator[Relay]:
-    """Where Postfix brings what it accepted."""
-    with Relay() as relay:
-        yield relay
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_certificates(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture(scope="module")
@@ -49,20 +36,8 @@ def relay(destination: Relay, certificates: Path) -> Iterator[Postfix]:
 
 
 @pytest.fixture(scope="module")
-def machine(
-    relay: Postfix, certificates: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Machine]:
-    """A service that trusts the authority of the good certificate, and no other."""
-    settings = {
-        "SSL_CERT_FILE": str(certificates / "authority.pem"),
-        "SSL_CERT_DIR": str(certificates / "none"),
-        "SMTP_ALLOWED_NETWORKS": "127.0.0.0/8,::1/128",  # what "localhost" may stand for
-    }
-    with (
-        own_database() as database,
-        Machine(database, tmp_path_factory.mktemp("machine"), **settings) as machine,
-    ):
-        yield machine.start_all()
+def machine(relay: Postfix, trusting_machine: Machine) -> Machine:
+    return trusting_machine.start_all()
 
 
 def sender_at(machine: Machine, port: int, security: str = "starttls", password: str = PASSWORD) -> Sender:
@@ -70,27 +45,8 @@ def sender_at(machine: Machine, port: int, security: str = "starttls", password:
 
 
 def arrived(destination: Relay, message_id: str) -> list[bytes]:
-    """The mail as it came out of Postfix, once or more often, without the lines that Postfix put in front."""
-    until(lambda: any(mail.message_id == message_id for mail in destination.accepted), "Postfix passes it on")
-    found = [mail.raw for mail in destination.accepted if mail.message_id == message_id]
-    return [raw[raw.index(b"\r\nFrom: ") + 2 :] for raw in found]
-
-
-def stored(machine: Machine, pk: int) -> bytes:
-    ((raw,),) = machine.query(f"SELECT raw FROM tasks_mailcontent WHERE task_id = {pk}")
-    return bytes(raw)
-
-
-def until_paused(sender: Sender) -> dict[str, Any]:
-    until(lambda: sender.account()["state"] == "paused", "the account is paused")
-    return sender.account()
-
-
-def assert_it_waits_untried(sender: Sender, pk: int) -> None:
-    until(lambda: sender.task(pk)["status"] == "queued", "the mail is back in the queue")
-    task = sender.task(pk)
-    assert (task["try_count"], task["attempts"]) == (0, [])
-    assert task["waiting"]["reason"] == "account_paused"
+    """The mail as it came out of Postfix, once or more often."""
+    return until(lambda: destination.passed_on(message_id), "Postfix passes it on")
 
 
 # Login ----------------------------------------------------------------------------------------------
@@ -117,7 +73,7 @@ def test_it_logs_in_and_the_mail_arrives_as_it_was_stored(
     sender = sender_at(machine, relay.ports[service], security)
     pk = sender.enqueue("reader1@example.com")
     task = sender.until(pk, "success")
-    assert arrived(destination, task["message_id"]) == [stored(machine, pk)]
+    assert arrived(destination, task["message_id"]) == [machine.stored(pk)]
     assert relay.logins(service)[before:] == [method]
     assert sender.account()["state"] == "active"
 
@@ -137,8 +93,8 @@ def test_a_wrong_password_pauses_the_account_until_it_is_put_right_and_tested(
 ) -> None:
     sender = sender_at(machine, relay.ports[service], password="wrong")
     pk = sender.enqueue("reader1@example.com")
-    assert until_paused(sender)["reason"].startswith("535 5.7.8 ")
-    assert_it_waits_untried(sender, pk)
+    assert sender.until_paused()["reason"].startswith("535 5.7.8 ")
+    sender.assert_it_waits_untried(pk)
 
     tried = sender.try_relay()
     assert (tried["ok"], tried["phase"], tried["code"]) == (False, "auth", 535)
@@ -160,11 +116,11 @@ def test_a_bad_certificate_pauses_the_account_and_the_password_is_kept(
     service = f"{certificate}-smtps" if implicit else certificate
     sender = sender_at(machine, relay.ports[service], "tls" if implicit else "starttls")
     pk = sender.enqueue("reader1@example.com")
-    account = until_paused(sender)
+    account = sender.until_paused()
     said = {"self-signed": "self-signed", "expired": "expired", "other-name": "localhost"}[certificate]
     assert account["reason"].startswith("the relay's certificate is not valid")
     assert said in account["reason"]
-    assert_it_waits_untried(sender, pk)
+    sender.assert_it_waits_untried(pk)
     assert sender.try_relay()["phase"] == "tls"
     until(lambda: relay.said(f"{service}/").count("SSL_accept error") >= 2, "Postfix writes of both")
     assert not [session for session in relay.sessions(service) if "auth" in session or "mail" in session]
@@ -228,8 +184,8 @@ def test_where_starttls_was_stripped_the_password_is_kept(
     with Stripper(relay.ports[service]) as stripper:
         sender = sender_at(machine, stripper.port, security)
         pk = sender.enqueue("reader1@example.com")
-        assert said in until_paused(sender)["reason"]
-        assert_it_waits_untried(sender, pk)
+        assert said in sender.until_paused()["reason"]
+        sender.assert_it_waits_untried(pk)
         assert b"EHLO" in stripper.heard
         assert b"AUTH" not in stripper.heard.upper()
 
@@ -309,7 +265,7 @@ def test_content_comes_out_of_the_relay_byte_for_byte(
     )
     task = sender.until(pk, "success")
     (raw,) = arrived(destination, task["message_id"])
-    assert raw == stored(machine, pk)
+    assert raw == machine.stored(pk)
     mail = message_from_bytes(raw, policy=policy.default)
     body = mail.get_body(("plain",))
     assert body is not None
@@ -322,7 +278,7 @@ def test_eight_bit_content_comes_out_of_the_relay_byte_for_byte(
 ) -> None:
     """What is built here has seven bits; nothing on the way may depend on that."""
     pk = sender.enqueue("reader1@example.com", scheduled_at="2099-01-01T00:00:00Z")
-    head, _, _ = stored(machine, pk).partition(b"\r\n\r\n")
+    head, _, _ = machine.stored(pk).partition(b"\r\n\r\n")
     body = "Grüße 🙂\r\n.\r\n..ende".encode() + bytes(range(0xA0, 0x100)) + b"\r\n"
     raw = head.replace(b"base64", b"8bit") + b"\r\n\r\n" + body
     with psycopg.connect(machine.database) as database:

@@ -104,7 +104,6 @@ def test_nobody_reads_an_account_without_a_token(user, method):
 @pytest.mark.parametrize(
     ("name", "value", "column"),
     [
-        ("smtp_host", "127.0.0.2", "host"),
         ("smtp_port", 1025, "port"),
         ("smtp-username", "new-user", "username"),
         ("smtp_username", "new-user", "username"),
@@ -124,6 +123,35 @@ def test_new_smtp_settings_are_kept_and_reopen_the_account(user, name, value, co
     account = SmtpAccount.objects.get(owner=user)
     assert getattr(account, column) == value
     assert account.faults == 0
+
+
+def test_another_host_is_not_told_the_stored_password(user):
+    assert bad_fields(patch(user, smtp_host="127.0.0.2")) == {"smtp-password"}
+    assert bad_fields(patch(user, smtp_host="127.0.0.2", smtp_username="new-user")) == {"smtp-password"}
+    account = SmtpAccount.objects.get(owner=user)
+    assert (account.host, account.password, account.state) == ("127.0.0.1", "old-secret", AccountState.PAUSED)
+
+
+@pytest.mark.parametrize(
+    "login",
+    [
+        {"smtp-password": "new-secret"},
+        {"smtp_password": "old-secret"},
+        {"smtp-username": "", "smtp-password": ""},
+    ],
+)
+def test_another_host_comes_with_its_own_password_or_without_a_login(user, login):
+    assert patch(user, smtp_host="127.0.0.2", **login).status_code == 200
+    account = SmtpAccount.objects.get(owner=user)
+    assert account.host == "127.0.0.2"
+    assert account.password == next(value for name, value in login.items() if "password" in name)
+    assert account.state == AccountState.UNVERIFIED
+
+
+def test_the_same_host_or_one_without_a_stored_password_needs_none(user):
+    assert patch(user, smtp_host="127.0.0.1", smtp_port=1025).status_code == 200
+    SmtpAccount.objects.filter(owner=user).update(username="", sealed_password="")
+    assert patch(user, smtp_host="127.0.0.2").status_code == 200
 
 
 @pytest.mark.parametrize(
