@@ -84,7 +84,7 @@ class Machines:
             )
         mails = ground.scaled(self.mails_each) * self.count
         with ExitStack() as stack:
-            machines = [stack.enter_context(machine(number)) for number in range(self.count)]
+            machines = [stack.enter_context(machine(number)) for number in range(1, self.count + 1)]
             address = machines[0][1]  # the others reach it by their own cable
             sink = stack.enter_context(self._sink(ground, address))
             service = Service.prepared(

@@ -72,10 +72,10 @@ class Service:
     def plenty(self, kind: str, rows: int, owners: int, smtp_port: int, text: str) -> None:
         """Very many mails of many owners; see tests/bench/plenty.py."""
         numbers = [str(number) for number in (rows, owners, smtp_port)]
-        self.python("-m", "tests.bench.plenty", kind, *numbers, given=text)
+        self.python("-m", "tests.bench.plenty", kind, *numbers, given=text, patience=600 + rows / 1_000)
 
-    def python(self, *arguments: str, given: str = "") -> str:
-        return run([sys.executable, *arguments], env=self.env, cwd=ROOT, given=given)
+    def python(self, *arguments: str, given: str = "", patience: float = 600) -> str:
+        return run([sys.executable, *arguments], env=self.env, cwd=ROOT, given=given, patience=patience)
 
     @contextmanager
     def worker(self) -> Iterator[None]:
