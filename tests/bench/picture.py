@@ -13,7 +13,7 @@ from tests.bench.report import Score
 BARS = {
     "limit-kept": "smtp-source to smtp-sink, the limit",
     "ours": "mailqueue",
-    "post-office": "django-post-office, 2 × 5, batch 1,000",
+    "post-office": "django-post-office, 2 x 5, batch 1,000",
     "celery-kept": "Celery task per mail, connections kept",
     "django-mailer": "django-mailer",
     "celery": "Celery task per mail",

@@ -97,6 +97,10 @@ def copy(of: Mapping[str, int], mix: Mapping[str, int], numbers: range, ids: Seq
                 cursor.execute(_copying(model, age), chunk)
 
 
+def _age(oldest: str, numbers: range) -> str:
+    return f"interval '{oldest}' * ({numbers.stop} - n) / {max(1, len(numbers))}"
+
+
 def _copying(model: type[models.Model], age: str) -> str:
     """The statement that copies this model's rows of the patterns, for each number once."""
     columns = {
@@ -134,8 +138,8 @@ def fill(kind: str, rows: int, ids: Sequence[int], text: str) -> None:
     first, history = max(made.values()) + 1, rows * 17 // 20 if kind == "grown" else 0
     past, due = range(first, first + history), range(first + history, first + rows)
     # Ids follow time: the history goes back three months, what is due came within minutes.
-    copy(made, HISTORY, past, ids, f"interval '90 days' * (1 - (n - {first}) / {max(1, history)}.0)")
-    copy(made, DUE, due, ids, "interval '1 second' * (n %% 240)")
+    copy(made, HISTORY, past, ids, _age("90 days", past))
+    copy(made, DUE, due, ids, _age("4 minutes", due))
     MailTask.objects.filter(pk__in=made.values()).update(owner=ids[0])
     for name in ("due", "due bulk"):
         MailTask.objects.filter(pk=made[name]).delete()
