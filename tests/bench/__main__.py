@@ -50,7 +50,7 @@ def _measure(row: Row, ground: Ground, score: report.Score, console: Console) ->
         score.why = said = str(error) if isinstance(error, NotMeasuredError) else repr(error)
     else:
         score.rounds.append(figures)
-        said = ", ".join(f"{unit} {value:,.1f}" for unit, value in figures.items())
+        said = ", ".join(f"{unit} {report.number(value)}" for unit, value in figures.items())
     console.print(f"  {row.title}: {said}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -2,7 +2,7 @@
 
 Answers, as JSON, with the milliseconds of each, medians of many. What Python adds is the same at any size, and would
 hide growth; so only the statements are timed, all that a call of the real code makes. Their time is what the server's
-process took of a processor, for the wall clock shows what else runs here; the wall clock's if the server is elsewhere.
+process took of a processor, for the wall clock shows what else runs here; of a server elsewhere it is the clock's.
 """
 
 import json

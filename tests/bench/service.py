@@ -129,6 +129,10 @@ class Service:
         with psycopg.connect(self.env["DATABASE_URL"]) as database:
             return [int(count) for (count,) in database.execute(by_host)]
 
+    def execute(self, statement: str) -> None:
+        with psycopg.connect(self.env["DATABASE_URL"]) as database:
+            database.execute(statement.encode())
+
     def _number(self, query: str) -> float:
         with psycopg.connect(self.env["DATABASE_URL"]) as database:
             row = database.execute(query.encode()).fetchone()
