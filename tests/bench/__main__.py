@@ -13,14 +13,17 @@ from pathlib import Path
 from rich.console import Console
 
 from tests.bench import report
+from tests.bench.cost import COST
 from tests.bench.ground import Ground, Row, grounded
+from tests.bench.growth import GROWTH, Growth
 from tests.bench.limits import LIMITS
+from tests.bench.machines import MACHINES
 from tests.bench.others import PEERS
 from tests.bench.ours import OURS, Drain
 from tests.bench.process import NotMeasuredError
 from tests.bench.secured import SECURED
 
-ROWS: list[Row] = [*LIMITS, *PEERS, *OURS, *SECURED]
+ROWS: list[Row] = [*LIMITS, *PEERS, *OURS, *SECURED, *MACHINES, *COST, *GROWTH]
 
 
 def _arguments() -> argparse.Namespace:
@@ -29,6 +32,7 @@ def _arguments() -> argparse.Namespace:
         "--count", type=int, help=f"mails that ours drains ({Drain.mails:,}); others in proportion"
     )
     parser.add_argument("--rounds", type=int, default=3, help="turns of every row; the median counts")
+    parser.add_argument("--rows", type=int, default=Growth.rows, help="of the row `growth`")
     parser.add_argument(
         "--only", action="append", choices=[row.name for row in ROWS], help="this row; repeatable"
     )
@@ -46,13 +50,14 @@ def _measure(row: Row, ground: Ground, score: report.Score, console: Console) ->
         score.why = said = str(error) if isinstance(error, NotMeasuredError) else repr(error)
     else:
         score.rounds.append(figures)
-        said = ", ".join(f"{unit} {value:,.1f}" for unit, value in figures.items())
+        said = ", ".join(f"{unit} {report.number(value)}" for unit, value in figures.items())
     console.print(f"  {row.title}: {said}", highlight=False, markup=False, soft_wrap=True)
 
 
 def main() -> int:
     asked = _arguments()
     scale = float(os.environ.get("SCALE") or 1) * (asked.count or Drain.mails) / Drain.mails
+    Growth.rows = asked.rows
     rows = [row for row in ROWS if not asked.only or row.name in asked.only]
     console = Console(stderr=True)
     scores = {row.name: report.Score(row.name, row.title) for row in rows}

@@ -75,11 +75,17 @@ def wait_until_logged(word: str, process: subprocess.Popen[bytes], log: Path, pa
         time.sleep(0.05)
 
 
-def wait_until_open(port: int, process: subprocess.Popen[bytes], log: Path, patience: float = 60) -> None:
-    """Until somebody listens on the loopback port."""
+def wait_until_open(
+    port: int,
+    process: subprocess.Popen[bytes],
+    log: Path,
+    patience: float = 60,
+    address: str = "127.0.0.1",
+) -> None:
+    """Until somebody listens on the port."""
     deadline = time.monotonic() + patience
     while True:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        with suppress(OSError), socket.create_connection((address, port), timeout=1):
             return
         if process.poll() is not None or time.monotonic() > deadline:
             raise NotMeasuredError(f"{log.stem} never listened on port {port}: {last_words(log)}")

@@ -70,6 +70,12 @@ TARGETS = [
     Target("delivery over STARTTLS + AUTH / same without", "ours-tls", "mails/s", 0.70, 0.85, "ours-clear"),
     Target("20 mails/s: enqueue to accepted, p50 ms", "latency", "p50 ms", 8, 4),
     Target("20 mails/s: enqueue to accepted, p95 ms", "latency", "p95 ms", 15, 6),
+    Target("two worker machines / one", "ours-machines-2", "mails/s", 1.6, 1.9, "ours-machines-1"),
+    Target("what grows most, 1,000,000 rows / 10,000", "growth", "worst x at 1,000,000", 1.5, 1.2),
+    Target("what grows most, 10,000,000 rows / 10,000", "growth", "worst x at 10,000,000", 2, 1.3),
+    Target("commits for each mail on the worker's side", "commits", "commits a mail", 0.05, 0.01),
+    Target("a worker process with 250 connections, PSS in MB", "memory-worker", "worker MB", 120, 90),
+    Target("a web process, PSS in MB", "memory-web", "web MB", 90, 70),
 ]
 
 
@@ -131,8 +137,12 @@ def _besides(score: Score) -> str:
     units = dict.fromkeys(
         unit for figures in score.rounds if figures for unit in figures if unit != "mails/s"
     )
-    said = [f"{unit} {median:,.1f}" for unit in units if (median := score.median(unit)) is not None]
+    said = [f"{unit} {number(median)}" for unit in units if (median := score.median(unit)) is not None]
     return ", ".join([*said, score.why] if score.why else said)
+
+
+def number(value: float) -> str:
+    return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
 def _targets(scores: dict[str, Score]) -> Table:

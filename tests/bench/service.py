@@ -36,13 +36,22 @@ class Service:
         authority: Path | None = None,
     ) -> "Service":
         """`account`: other fields of the SMTP account; `authority`: whose certificates the worker trusts."""
+        service = cls.empty(ground, authority)
+        fill = ["tests.bench.fill", str(smtp_port), str(waiting), json.dumps(account or {})]
+        service.python("-m", *fill, given=BODY)
+        ground.settle(service.env["DATABASE_URL"])
+        return service
+
+    @classmethod
+    def empty(cls, ground: Ground, authority: Path | None = None, database: str = "bench_ours") -> "Service":
+        """Migrated, and nobody in it yet."""
         env = {
             "PATH": os.environ["PATH"],
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
             "DJANGO_SETTINGS_MODULE": "config.settings",
             "DEBUG": "false",
-            "DATABASE_URL": ground.fresh_database("bench_ours"),
+            "DATABASE_URL": ground.fresh_database(database),
             "REDIS_URL": ground.redis_database(0),
             "SECRET_KEY": Fernet.generate_key().decode(),
             "JWT_SIGNING_KEY": Fernet.generate_key().decode(),
@@ -58,13 +67,15 @@ class Service:
         env |= {"SSL_CERT_FILE": str(authority)} if authority else {}
         service = cls(env, ground.scratch)
         service.python("manage.py", "migrate", "-v0")
-        fill = ["tests.bench.fill", str(smtp_port), str(waiting), json.dumps(account or {})]
-        service.python("-m", *fill, given=BODY)
-        ground.settle(env["DATABASE_URL"])
         return service
 
-    def python(self, *arguments: str, given: str = "") -> str:
-        return run([sys.executable, *arguments], env=self.env, cwd=ROOT, given=given)
+    def plenty(self, kind: str, rows: int, owners: int, smtp_port: int, text: str) -> None:
+        """Very many mails of many owners; see tests/bench/plenty.py."""
+        numbers = [str(number) for number in (rows, owners, smtp_port)]
+        self.python("-m", "tests.bench.plenty", kind, *numbers, given=text, patience=600 + rows / 1_000)
+
+    def python(self, *arguments: str, given: str = "", patience: float = 600) -> str:
+        return run([sys.executable, *arguments], env=self.env, cwd=ROOT, given=given, patience=patience)
 
     @contextmanager
     def worker(self) -> Iterator[None]:
@@ -111,6 +122,16 @@ class Service:
             if time.monotonic() > deadline:
                 raise NotMeasuredError(f"the sink accepted {mails} mails, the ledger says {successes:.0f}")
             time.sleep(0.1)
+
+    def shares(self) -> list[int]:
+        """How many tries each host made; a worker's name begins with its host's."""
+        by_host = "SELECT count(*) FROM tasks_attempt GROUP BY split_part(worker, ':', 1)"
+        with psycopg.connect(self.env["DATABASE_URL"]) as database:
+            return [int(count) for (count,) in database.execute(by_host)]
+
+    def execute(self, statement: str) -> None:
+        with psycopg.connect(self.env["DATABASE_URL"]) as database:
+            database.execute(statement.encode())
 
     def _number(self, query: str) -> float:
         with psycopg.connect(self.env["DATABASE_URL"]) as database:

@@ -77,10 +77,10 @@ class Sink:
 
 
 @contextmanager
-def smtp_sink(scratch: Path) -> Iterator[Sink]:
+def smtp_sink(scratch: Path, *options: str) -> Iterator[Sink]:
     """A fresh smtp-sink on a loopback port: PIPELINING offered, no TLS, no AUTH needed."""
     port, counters = free_port(), scratch / "sink.counters"
-    command = [postfix_tool("smtp-sink"), "-4", "-c", "-m", "1000"]
+    command = [postfix_tool("smtp-sink"), "-4", "-c", "-m", "1000", *options]
     if os.geteuid() == 0:
         command += ["-u", "nobody"]  # as root it insists on somebody to become
     with running([*command, f"127.0.0.1:{port}", "1000"], counters) as process:

@@ -1,0 +1,105 @@
+"""How long PostgreSQL takes over what the service asks it all the time: `python -m tests.bench.questions`.
+
+Answers, as JSON, with the milliseconds of each, medians of many. What Python adds is the same at any size, and would
+hide growth; so only the statements are timed, all that a call of the real code makes. Their time is what the server's
+process took of a processor, for the wall clock shows what else runs here; of a server elsewhere it is the clock's.
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import django
+
+django.setup()
+
+from django.conf import settings  # noqa: E402 -- Django first
+from django.db import connection, transaction  # noqa: E402
+from django.test import Client  # noqa: E402
+
+from accounts.models import User  # noqa: E402
+from mailqueue import upkeep  # noqa: E402
+from tasks import ledger  # noqa: E402
+from tests.bench.client import EMAIL, PASSWORD  # noqa: E402
+
+CALLS = 25
+#: A claim that is rolled back leaves its dead rows behind, which weigh more in a small table: few of them.
+CLAIMS = 12
+GROUP, ROOM = 200, 50
+
+
+class Stopwatch:
+    """Django's hook around each statement."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self, execute: Any, *statement: Any) -> Any:
+        began = _clock()
+        try:
+            return execute(*statement)
+        finally:
+            self.seconds += _clock() - began
+
+
+def _clock() -> float:
+    """Seconds that the server's process of this connection has run so far (proc(5), schedstat counts nanoseconds)."""
+    process = Path("/proc", str(connection.connection.info.backend_pid))
+    try:
+        is_here = (process / "comm").read_text() == "postgres\n"
+        return int((process / "schedstat").read_text().split()[0]) / 1e9 if is_here else time.perf_counter()
+    except OSError:
+        return time.perf_counter()
+
+
+def milliseconds(ask: Callable[[], object], calls: int = CALLS) -> float:
+    took = []
+    ask()  # warms the caches
+    for _ in range(calls):
+        watch = Stopwatch()
+        with connection.execute_wrapper(watch):
+            ask()
+        took.append(watch.seconds * 1000)
+    return statistics.median(took)
+
+
+def claim() -> None:
+    with transaction.atomic():
+        if len(ledger.claim(GROUP, 60, room=ROOM)) != GROUP:
+            raise SystemExit(f"a claim did not find {GROUP} mails, so claims cannot be compared")
+        transaction.set_rollback(True)
+
+
+def sweep() -> None:
+    if upkeep.sweep() != upkeep.BITE:
+        raise SystemExit(f"a sweep did not find {upkeep.BITE} mails, so sweeps cannot be compared")
+
+
+def answers() -> dict[str, float]:
+    settings.SWEEP_AFTER_SECONDS = 0  # whatever is due counts as forgotten, so that it has its hands full
+    user = User.objects.get(email=EMAIL)
+    User.objects.filter(pk=user.pk).update(is_staff=True, is_superuser=True)
+    web = Client(SERVER_NAME="localhost", headers={"X-Forwarded-Proto": "https"})
+    said = web.post("/api/v1/login", {"email": EMAIL, "password": PASSWORD}, "application/json")
+    bearer = {"Authorization": f"Bearer {said.json()['token']}"}
+    web.force_login(user)
+
+    def show(path: str, headers: dict[str, str] | None = None) -> None:
+        if (status := web.get(path, headers=headers).status_code) != 200:
+            raise SystemExit(f"GET {path} answered {status}")
+
+    return {
+        "claim": milliseconds(claim, CLAIMS),
+        "dispatch": milliseconds(upkeep.dispatch_due),
+        "sweep": milliseconds(sweep),
+        "page": milliseconds(lambda: show("/api/v1/task/queue", bearer)),
+        "admin": milliseconds(lambda: show("/admin/tasks/mailtask/")),
+    }
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(answers()))
