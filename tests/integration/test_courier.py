@@ -116,6 +116,18 @@ def test_a_connection_is_kept_from_one_drain_to_the_next(relay: Relay, courier: 
     assert (len(relay.accepted), len(relay.sessions)) == (3, 1)
 
 
+def test_a_connection_takes_so_many_mails_and_is_then_replaced(
+    relay: Relay, courier: Courier, settings: Any
+) -> None:
+    settings.WORKER_MAILS_PER_CONNECTION = 2
+    owner = sending_user(relay.port, max_connections=1)
+    MailFactory.create_batch(5, owner=owner)
+    courier.drain(LONG)
+    assert len(relay.accepted) == 5
+    assert Counter(mail.session for mail in relay.accepted).most_common() == [(0, 2), (1, 2), (2, 1)]
+    until(lambda: verbs(relay)["QUIT"] == 2)
+
+
 def test_the_courier_says_goodbye(relay: Relay) -> None:
     courier = Courier("worker:1").start()
     mail_for(relay)
