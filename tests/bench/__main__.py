@@ -13,14 +13,17 @@ from pathlib import Path
 from rich.console import Console
 
 from tests.bench import report
+from tests.bench.crowd import CROWD
 from tests.bench.ground import Ground, Row, grounded
 from tests.bench.limits import LIMITS
 from tests.bench.others import PEERS
 from tests.bench.ours import OURS, Drain
 from tests.bench.process import NotMeasuredError
 from tests.bench.secured import SECURED
+from tests.bench.slow import SLOW
+from tests.bench.times import TIMES
 
-ROWS: list[Row] = [*LIMITS, *PEERS, *OURS, *SECURED]
+ROWS: list[Row] = [*LIMITS, *PEERS, *OURS, *SECURED, *SLOW, *CROWD, *TIMES]
 
 
 def _arguments() -> argparse.Namespace:
