@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from mailqueue.delivery.courier import Courier
 from mailqueue.delivery.hand import Report
 from tasks import ledger
 from tasks.models import MailTask
-from tasks.states import CancelReason, OnUncertain, Outcome, Phase, Status
+from tasks.states import CancelReason, Lane, OnUncertain, Outcome, Phase, Status
 from tests.factories import MailFactory, UserFactory, sending_user, with_login
 from tests.relay import HANG, RESET, TAKE_AND_RESET, Relay
 
@@ -654,6 +655,19 @@ def test_one_owners_many_mails_do_not_keep_the_last_connection(courier: Courier,
         courier.drain(LONG)
         assert len(relay.accepted) == 41
         assert [mail.recipient for mail in relay.accepted].index(small.recipient) < 10
+
+
+def test_a_code_overtakes_the_bulk_mail_that_its_owners_worker_has_in_hand(courier: Courier) -> None:
+    with Relay(delay=0.02) as relay:
+        owner = sending_user(relay.port, max_connections=1)
+        MailFactory.create_batch(20, owner=owner, lane=Lane.BULK)
+        drain = Thread(target=courier.drain, args=[LONG])
+        drain.start()
+        until(lambda: bool(relay.accepted))
+        code = mail_for(relay, owner, lane=Lane.OTP)
+        drain.join()
+        assert len(relay.accepted) == 21
+        assert relay.accepted[-1].recipient != code.recipient
 
 
 def test_an_account_gets_no_more_connections_than_it_may(courier: Courier) -> None:
