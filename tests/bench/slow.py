@@ -34,7 +34,8 @@ class SlowRelay:
 
     25 owners, each with the 10 connections of a new account, fill the 250 of each worker process: as many as a
     user has who leaves WORKER_CONNECTIONS alone. The figure is what of the possible is reached; possible is what
-    the connections that were really open, at most, could have carried without a pause.
+    the connections that were really open, at most, could have carried without a pause. Timed
+    is the way to four fifths of the mails, for the last owner's last mails cannot fill all connections.
     """
 
     owners = 25
@@ -56,9 +57,10 @@ class SlowRelay:
             ground.settle(service.env["DATABASE_URL"])
             with service.worker():
                 service.ring()
-                window = sink.watch(mails)
+                window = sink.watch(mails * 4 // 5)
+                sink.watch(mails)
                 service.expect_successes(mails)
-            rate = mails / (window.last_at - service.first_claim())
+            rate = window.last_count / (window.last_at - service.first_claim())
             connections = sink.most_open()
         possible = connections / (2 * self.milliseconds / 1000)
         return {"mails/s": rate, "connections": connections, "of the possible": rate / possible}
