@@ -158,7 +158,7 @@ class Courier:
         await asyncio.wait([self._recovery], timeout=seconds)
         while self._loop.time() < end and not self._stopping:
             self._progress.clear()
-            room = min(GROUP, self.capacity - self._in_hand)
+            room, held = min(GROUP, self.capacity - self._in_hand), self._in_hand
             try:
                 claimed = await self._claim(room) if room * 2 >= GROUP else []
             except (OperationalError, InterfaceError) as error:
@@ -177,6 +177,8 @@ class Courier:
                     await self._in_thread(doorbell.call)
                 continue
             if not self._in_hand:
+                if held:  # whose owners may have had no room when we asked, and have it now
+                    continue
                 break
             await self._wait_for_progress(min(PAUSE_BETWEEN_CLAIMS * 5, end - self._loop.time()))
             await asyncio.sleep(PAUSE_BETWEEN_CLAIMS)

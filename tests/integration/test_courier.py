@@ -16,7 +16,7 @@ from django.utils import timezone
 from accounts.models import AccountState, Security, SmtpAccount, User
 from mailqueue.delivery import smtp
 from mailqueue.delivery.courier import Courier
-from mailqueue.delivery.hand import Report
+from mailqueue.delivery.hand import FIRST_HAND, Report
 from tasks import ledger
 from tasks.models import MailTask
 from tasks.states import CancelReason, Lane, OnUncertain, Outcome, Phase, Status
@@ -668,6 +668,22 @@ def test_a_code_overtakes_the_bulk_mail_that_its_owners_worker_has_in_hand(couri
         drain.join()
         assert len(relay.accepted) == 21
         assert relay.accepted[-1].recipient != code.recipient
+
+
+def test_a_drain_does_not_end_because_an_owner_had_no_room_when_it_asked(
+    relay: Relay, courier: Courier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = ledger.claim
+
+    def slow_claim(*arguments: Any, **named: Any) -> list[ledger.Claimed]:
+        """By the time it comes back, all that was in hand has gone out."""
+        claimed = claim(*arguments, **named)
+        time.sleep(0.3)
+        return claimed
+
+    monkeypatch.setattr(ledger, "claim", slow_claim)
+    MailFactory.create_batch(2 * FIRST_HAND, owner=sending_user(relay.port))
+    assert courier.drain(LONG) == Report(claimed=2 * FIRST_HAND, sent=2 * FIRST_HAND)
 
 
 def test_an_account_gets_no_more_connections_than_it_may(courier: Courier) -> None:
