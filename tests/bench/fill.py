@@ -53,7 +53,9 @@ def fill(user: User, count: int, body: str, lane: Lane = Lane.DEFAULT) -> None:
     task, raw = submission._compose(user, mail, user.smtp)
     ledger.enter(task, raw)
     own = ("id", "recipient", "message_id")
-    columns = ", ".join(field.column for field in MailTask._meta.concrete_fields if field.name not in own)
+    columns = ", ".join(
+        f"{field.column}" for field in MailTask._meta.concrete_fields if field.name not in own
+    )
     with connection.cursor() as cursor:
         cursor.execute(_MULTIPLY.format(columns=columns), {"id": task.pk, "more": count - 1})
 

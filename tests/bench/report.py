@@ -58,9 +58,9 @@ class Target:
         return statistics.median(quotients) if quotients else None
 
     def verdict(self, reached: float) -> str:
-        more = self.goal > self.gate
-        better = (lambda bound: reached >= bound) if more else (lambda bound: reached <= bound)
-        return "goal" if better(self.goal) else "gate" if better(self.gate) else "missed"
+        sign = 1 if self.goal > self.gate else -1
+        passed = [bound for bound in (self.gate, self.goal) if sign * reached >= sign * bound]
+        return ["missed", "gate", "goal"][len(passed)]
 
 
 TARGETS = [

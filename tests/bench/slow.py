@@ -1,6 +1,6 @@
 """Relays that are hard on a sender: those that take one mail a connection, and those that are far away."""
 
-from tests.bench.ground import Figures, Ground
+from tests.bench.ground import Figures, Ground, Row
 from tests.bench.pace import pile_up
 from tests.bench.process import NotMeasuredError
 from tests.bench.service import Service
@@ -66,4 +66,4 @@ class SlowRelay:
         return {"mails/s": rate, "connections": connections, "of the possible": rate / possible}
 
 
-SLOW = [ConnectionPerMail(), SlowRelay(20, 50_000), SlowRelay(100, 25_000)]
+SLOW: list[Row] = [ConnectionPerMail(), SlowRelay(20, 50_000), SlowRelay(100, 25_000)]

@@ -4,7 +4,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 from tests.bench import client
-from tests.bench.ground import BODY, Figures, Ground
+from tests.bench.ground import BODY, Figures, Ground, Row
 from tests.bench.pace import percentile, wait_for
 from tests.bench.process import NotMeasuredError
 from tests.bench.service import Service
@@ -74,4 +74,4 @@ class Scheduled:
         return due
 
 
-TIMES = [Limited(), Scheduled()]
+TIMES: list[Row] = [Limited(), Scheduled()]
