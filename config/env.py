@@ -50,6 +50,7 @@ class Environment:
     domain_limits: dict[str, tuple[int, int]]
     keep_days: int
     worker_connections: int
+    worker_mails_per_connection: int
     worker_concurrency: int
     log_level: str
     log_file: str
@@ -133,6 +134,7 @@ def read() -> Environment:
         "domain_limits": env.rates("MAIL_DOMAIN_LIMITS", ""),
         "keep_days": env.int("MAIL_KEEP_DAYS", 90, validate=positive),
         "worker_connections": env.int("WORKER_CONNECTIONS", 250, validate=positive),
+        "worker_mails_per_connection": env.int("WORKER_MAILS_PER_CONNECTION", 100, validate=positive),
         "worker_concurrency": env.int("WORKER_CONCURRENCY", 2, validate=positive),
         "log_level": env.str(
             "LOG_LEVEL", "INFO", validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])

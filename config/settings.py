@@ -227,6 +227,7 @@ MAIL_DOMAIN_LIMITS = ENV.domain_limits
 MAIL_KEEP_DAYS = ENV.keep_days
 WORKER_CONCURRENCY = ENV.worker_concurrency
 WORKER_CONNECTIONS = ENV.worker_connections
+WORKER_MAILS_PER_CONNECTION = ENV.worker_mails_per_connection
 SANDBOX_SMTP_PORT = ENV.sandbox_smtp_port
 #: What each worker knows and the ledger does not yet; docs/lifecycle.md, "When a worker dies".
 JOURNAL_DIR = ENV.data_dir.resolve() / "journal"

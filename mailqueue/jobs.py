@@ -45,7 +45,8 @@ def drain(self: "Task[Any, Any]") -> dict[str, int]:
     doorbell.answer()
     while heard and (left := end - time.monotonic()) > 0:
         report += _courier().drain(left)
-        heard = is_listener and _hears(_courier().opens_in())
+        # Who drained to the end of the slice has more to do, and hands over at once.
+        heard = is_listener and (time.monotonic() >= end or _hears(_courier().opens_in()))
     if is_listener:
         doorbell.go_to_sleep(heard=heard)
     return _keep_if(self, asdict(report), worth=bool(report.claimed))

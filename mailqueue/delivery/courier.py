@@ -220,6 +220,7 @@ class Courier:
             hand.held += 1
         self._in_hand += len(claimed)
         for owner_id, its_route in found.items():
+            self._hands[owner_id].hurry()
             self._set_to_work(self._hands[owner_id], its_route)
         return claimed
 

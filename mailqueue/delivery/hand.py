@@ -46,15 +46,24 @@ class Hand:
     sessions: int = 0
     allowance: int = FIRST_HAND
     filled_at: float = 0.0
+    #: The filling whose pace has been looked at.
+    judged_at: float = 0.0
 
     def room(self) -> int:
         """How many more to claim; none until half is free, so that claims stay groups."""
         free = self.allowance - self.held
         return free if free * 2 >= self.allowance else 0
 
+    def hurry(self) -> None:
+        """The more urgent lanes first; within a lane as they came."""
+        self.mails = deque(sorted(self.mails, key=lambda mail: mail.lane))
+
     def adapt(self, now: float) -> None:
-        """More for who goes fast, less for who hangs, so that a slow relay holds few mails."""
-        took = now - self.filled_at
+        """More for who goes fast, less for who hangs, so that a slow relay holds few mails. Each of the owner's
+        sessions finds the hand empty; it counts once."""
+        if self.judged_at == self.filled_at:
+            return
+        took, self.judged_at = now - self.filled_at, self.filled_at
         if took < 1:
             self.allowance = min(self.allowance * 2, LARGEST_HAND)
         elif took > 5:

@@ -2,11 +2,12 @@
 
 import time
 
+from django.conf import settings
+
 from mailqueue.delivery.smtp import Relay, Session, open_session
 
 IDLE_SECONDS = 15
 LONGEST_SECONDS = 300
-MOST_TRANSACTIONS = 100
 
 
 class Pool:
@@ -27,7 +28,7 @@ class Pool:
 
     def give(self, relay: Relay, session: Session) -> None:
         """Takes a session back, or sees it off when it has served enough."""
-        if _is_fresh(session) and session.transactions < MOST_TRANSACTIONS:
+        if _is_fresh(session) and session.transactions < settings.WORKER_MAILS_PER_CONNECTION:
             self._idle.setdefault(relay, []).append(session)
         else:
             session.quit()

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from tests.bench import report
 from tests.bench.cost import COST
+from tests.bench.crowd import CROWD
 from tests.bench.ground import Ground, Row, grounded
 from tests.bench.growth import GROWTH, Growth
 from tests.bench.limits import LIMITS
@@ -22,8 +23,12 @@ from tests.bench.others import PEERS
 from tests.bench.ours import OURS, Drain
 from tests.bench.process import NotMeasuredError
 from tests.bench.secured import SECURED
+from tests.bench.slow import SLOW
+from tests.bench.times import TIMES
 
-ROWS: list[Row] = [*LIMITS, *PEERS, *OURS, *SECURED, *MACHINES, *COST, *GROWTH]
+ROWS: list[Row] = [
+    *LIMITS, *PEERS, *OURS, *SECURED, *SLOW, *CROWD, *TIMES, *MACHINES, *COST, *GROWTH
+]
 
 
 def _arguments() -> argparse.Namespace:

@@ -114,7 +114,7 @@ class Machines:
     @contextmanager
     def _sink(self, ground: Ground, address: str) -> Iterator[Sink]:
         port, counters = free_port(), ground.scratch / "slow_sink.counters"
-        where = [address, str(port), str(self.seconds_a_reply)]
+        where = [address, str(port), str(self.milliseconds_a_reply)]
         command = [sys.executable, "-m", "tests.bench.slow_sink", *where]
         with running(command, counters, cwd=ROOT) as process:
             wait_until_open(port, process, counters, address=address)

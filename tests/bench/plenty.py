@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import django
 
@@ -63,7 +64,7 @@ def patterns(text: str) -> dict[str, int]:
 
     def concluded(status: Status, outcome: Outcome, said: str, **more: Any) -> int:
         submitted()
-        (mail,) = ledger.claim(1, 60, room=1)
+        (mail,) = ledger.claim(1, 60, token=uuid4(), room=1)
         of_relay: dict[str, Any] = {
             "phase": Phase.RCPT,
             "code": int(said[:3]),

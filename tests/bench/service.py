@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from cryptography.fernet import Fernet
@@ -32,7 +33,7 @@ class Service:
         ground: Ground,
         smtp_port: int,
         waiting: int = 0,
-        account: dict[str, str] | None = None,
+        account: dict[str, Any] | None = None,
         authority: Path | None = None,
     ) -> "Service":
         """`account`: other fields of the SMTP account; `authority`: whose certificates the worker trusts."""

@@ -15,6 +15,7 @@ from tests.bench.process import NotMeasuredError, free_port, last_words, running
 POLL_SECONDS = 0.005
 #: One that is whole: the last one may just be being written.
 _COUNT = re.compile(rb"mesg=(\d+)\r")
+_SESSIONS = re.compile(rb"sess=(\d+) ")
 #: No mail for this long, and the sender is taken to have stopped.
 STALL_SECONDS = 30
 
@@ -57,6 +58,10 @@ class Sink:
             written.seek(max(0, written.seek(0, os.SEEK_END) - 200))
             counts = _COUNT.findall(written.read())
         return int(counts[-1]) if counts else 0
+
+    def sessions(self) -> int:
+        """Connections that have ended so far; smtp-sink alone counts them."""
+        return int(_SESSIONS.findall(self.counters.read_bytes())[-1])
 
     def watch(
         self, expected: int, sender: subprocess.Popen[bytes] | None = None, patience: float = 60

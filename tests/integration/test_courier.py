@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -13,12 +14,13 @@ from django.db import connection
 from django.utils import timezone
 
 from accounts.models import AccountState, Security, SmtpAccount, User
-from mailqueue.delivery import clerk, smtp
+from mailqueue.delivery import smtp
+from mailqueue.delivery.clerk import Clerk
 from mailqueue.delivery.courier import Courier
 from mailqueue.delivery.hand import FIRST_HAND, Report
 from tasks import ledger
 from tasks.models import MailTask
-from tasks.states import CancelReason, OnUncertain, Outcome, Phase, Status
+from tasks.states import CancelReason, Lane, OnUncertain, Outcome, Phase, Status
 from tests.factories import (
     MailFactory,
     UserFactory,
@@ -126,15 +128,15 @@ def test_what_ends_while_a_claim_finds_nothing_is_followed_by_another_claim(
     courier: Courier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The claim took the hand for full; that it is empty by now tells nothing about the table."""
-    claim = clerk.claim
+    claim = Clerk.claim
 
-    def slow(*args: Any, **kwargs: Any) -> Any:
-        found = claim(*args, **kwargs)
+    def slow(*args: Any) -> Any:
+        found = claim(*args)
         if not found[0]:
             until(lambda: not courier._in_hand)
         return found
 
-    monkeypatch.setattr(clerk, "claim", slow)
+    monkeypatch.setattr(Clerk, "claim", slow)
     with Relay(delay=0.01) as relay:
         MailFactory.create_batch(FIRST_HAND + 10, owner=sending_user(relay.port, max_connections=10))
         assert courier.drain(LONG).sent == FIRST_HAND + 10
@@ -146,6 +148,18 @@ def test_a_connection_is_kept_from_one_drain_to_the_next(relay: Relay, courier: 
         mail_for(relay, owner)
         courier.drain(LONG)
     assert (len(relay.accepted), len(relay.sessions)) == (3, 1)
+
+
+def test_a_connection_takes_so_many_mails_and_is_then_replaced(
+    relay: Relay, courier: Courier, settings: Any
+) -> None:
+    settings.WORKER_MAILS_PER_CONNECTION = 2
+    owner = sending_user(relay.port, max_connections=1)
+    MailFactory.create_batch(5, owner=owner)
+    courier.drain(LONG)
+    assert len(relay.accepted) == 5
+    assert Counter(mail.session for mail in relay.accepted).most_common() == [(0, 2), (1, 2), (2, 1)]
+    until(lambda: verbs(relay)["QUIT"] == 2)
 
 
 def test_the_courier_says_goodbye(relay: Relay) -> None:
@@ -715,6 +729,35 @@ def test_one_owners_many_mails_do_not_keep_the_last_connection(courier: Courier,
         courier.drain(LONG)
         assert len(relay.accepted) == 41
         assert [mail.recipient for mail in relay.accepted].index(small.recipient) < 10
+
+
+def test_a_code_overtakes_the_bulk_mail_that_its_owners_worker_has_in_hand(courier: Courier) -> None:
+    with Relay(delay=0.02) as relay:
+        owner = sending_user(relay.port, max_connections=1)
+        MailFactory.create_batch(20, owner=owner, lane=Lane.BULK)
+        drain = Thread(target=courier.drain, args=[LONG])
+        drain.start()
+        until(lambda: bool(relay.accepted))
+        code = mail_for(relay, owner, lane=Lane.OTP)
+        drain.join()
+        assert len(relay.accepted) == 21
+        assert relay.accepted[-1].recipient != code.recipient
+
+
+def test_a_drain_does_not_end_because_an_owner_had_no_room_when_it_asked(
+    relay: Relay, courier: Courier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = ledger.claim
+
+    def slow_claim(*arguments: Any, **named: Any) -> list[ledger.Claimed]:
+        """By the time it comes back, all that was in hand has gone out."""
+        claimed = claim(*arguments, **named)
+        time.sleep(0.3)
+        return claimed
+
+    monkeypatch.setattr(ledger, "claim", slow_claim)
+    MailFactory.create_batch(2 * FIRST_HAND, owner=sending_user(relay.port))
+    assert courier.drain(LONG) == Report(claimed=2 * FIRST_HAND, sent=2 * FIRST_HAND)
 
 
 def test_an_account_gets_no_more_connections_than_it_may(courier: Courier) -> None:

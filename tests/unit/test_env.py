@@ -102,6 +102,7 @@ def test_a_value_may_come_from_a_file(environment: pytest.MonkeyPatch, tmp_path:
         ("DEBUG", "perhaps"),
         ("LOG_LEVEL", "LOUD"),
         ("WORKER_CONCURRENCY", "0"),
+        ("WORKER_MAILS_PER_CONNECTION", "0"),
     ],
 )
 def test_nonsense_is_named(environment: pytest.MonkeyPatch, name: str, nonsense: str) -> None:

@@ -1,0 +1,42 @@
+"""The drain job around the courier: when it sends for the next one."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from mailqueue import jobs
+from mailqueue.delivery.courier import Courier
+from tasks import doorbell
+from tests.factories import MailFactory, sending_user
+from tests.relay import Relay
+
+pytestmark = pytest.mark.django_db(transaction=True, available_apps=["accounts", "tasks"])
+
+
+@pytest.fixture(autouse=True)
+def courier(monkeypatch: pytest.MonkeyPatch) -> Iterator[Courier]:
+    courier = Courier("worker:1").start()
+    monkeypatch.setattr(jobs, "_courier", lambda: courier)
+    yield courier
+    courier.stop(5)
+
+
+def messages() -> int:
+    """Drains that wait for a worker."""
+    return int(doorbell.client().llen(doorbell.MESSAGES))
+
+
+def test_a_slice_that_ends_while_mail_waits_sends_for_the_next_drain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "SLICE_SECONDS", 0.3)
+    with Relay(delay=0.1) as relay:
+        MailFactory.create_batch(20, owner=sending_user(relay.port, max_connections=1))
+        jobs.drain.apply().get()
+        assert len(relay.accepted) < 20
+    assert messages() == 1
+
+
+def test_a_drain_that_left_nothing_sends_for_nobody(relay: Relay) -> None:
+    MailFactory.create_batch(3, owner=sending_user(relay.port))
+    jobs.drain.apply().get()
+    assert len(relay.accepted) == 3
+    assert messages() == 0
