@@ -26,9 +26,7 @@ from tests.bench.secured import SECURED
 from tests.bench.slow import SLOW
 from tests.bench.times import TIMES
 
-ROWS: list[Row] = [
-    *LIMITS, *PEERS, *OURS, *SECURED, *SLOW, *CROWD, *TIMES, *MACHINES, *COST, *GROWTH
-]
+ROWS: list[Row] = [*LIMITS, *PEERS, *OURS, *SECURED, *SLOW, *CROWD, *TIMES, *MACHINES, *COST, *GROWTH]
 
 
 def _arguments() -> argparse.Namespace:

@@ -71,7 +71,7 @@ class Machines:
     mails_each = 5_000
     #: Of each process, as accounts have by default: 500 mails/s at best, so that the processors have to spare.
     connections = 10
-    seconds_a_reply = 0.02
+    milliseconds_a_reply = 20
 
     def __init__(self, count: int) -> None:
         self.count = count

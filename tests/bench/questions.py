@@ -1,8 +1,8 @@
 """How long PostgreSQL takes over what the service asks it all the time: `python -m tests.bench.questions`.
 
 Answers, as JSON, with the milliseconds of each, medians of many. What Python adds is the same at any size, and would
-hide growth; and the wall clock shows what else runs here. So the time is what the server's process took of a processor
-for a call of the real code; of a server elsewhere, which cannot be asked that, it is the clock's.
+hide growth; and the wall clock shows what else runs here. So the time is what the server's process took of a
+processor for a call of the real code; of a server elsewhere, which cannot be asked that, it is the clock's.
 """
 
 import json
