@@ -27,11 +27,11 @@ from django.utils import timezone
 
 from mailqueue.delivery import breaker, clerk, journal, magic, recovery, replies, retry
 from mailqueue.delivery.hand import Hand, Lease, Report
+from mailqueue.delivery.handshake import Relay, SessionError
 from mailqueue.delivery.journal import Journal, UnwritableError
 from mailqueue.delivery.pool import Pool
 from mailqueue.delivery.replies import Answer, Fault, Meaning, Verdict
 from mailqueue.delivery.routes import Route
-from mailqueue.delivery.smtp import Relay, SessionError
 from tasks import doorbell, ledger
 from tasks.ledger import Claimed, Settlement
 from tasks.states import Phase

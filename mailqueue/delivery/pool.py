@@ -2,7 +2,8 @@
 
 import time
 
-from mailqueue.delivery.smtp import Relay, Session, open_session
+from mailqueue.delivery.handshake import Relay, open_session
+from mailqueue.delivery.smtp import Session
 
 IDLE_SECONDS = 15
 LONGEST_SECONDS = 300

@@ -13,7 +13,7 @@ from django.db import connection
 from django.utils import timezone
 
 from accounts.models import AccountState, Security, SmtpAccount, User
-from mailqueue.delivery import smtp
+from mailqueue.delivery import handshake, smtp
 from mailqueue.delivery.courier import Courier
 from mailqueue.delivery.hand import Report
 from tasks import ledger
@@ -508,9 +508,9 @@ def trusted(
     """The certificate of "localhost", and a client that trusts its maker."""
     context, maker = certificate
     monkeypatch.setenv("SSL_CERT_FILE", maker)
-    smtp._tls_context.cache_clear()
+    handshake._tls_context.cache_clear()
     yield context
-    smtp._tls_context.cache_clear()
+    handshake._tls_context.cache_clear()
 
 
 def to_localhost(relay: Relay, security: Security) -> User:
