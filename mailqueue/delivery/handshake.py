@@ -145,13 +145,13 @@ async def _authenticate(client: aiosmtplib.SMTP, relay: Relay, *, protected: boo
 def _take_over(client: aiosmtplib.SMTP) -> smtp.Session:
     """From here on the transactions are ours."""
     size = client.esmtp_extensions.get("size")
-    protocol = smtp.Replies()
+    connection = smtp.Connection()
     transport = client.transport
     assert transport is not None  # noqa: S101 -- connect() has returned
-    protocol.connection_made(transport)
-    transport.set_protocol(protocol)
+    connection.connection_made(transport)
+    transport.set_protocol(connection)
     return smtp.Session(
-        protocol,
+        connection,
         pipelining=client.supports_extension("pipelining"),
         smtputf8=client.supports_extension("smtputf8"),
         size_limit=int(size) if size and size.isdigit() else (0 if size is not None else None),

@@ -599,11 +599,11 @@ def test_a_mail_that_makes_the_code_raise_is_put_off_and_the_others_go_on(
     poison = mail_for(relay, owner, recipient="poison@example.com")
     envelope = smtp.Session._envelope
 
-    async def raise_at_poison(session: smtp.Session, sender: str, recipient: str, size: int) -> Any:
+    def raise_at_poison(session: smtp.Session, sender: str, recipient: str, size: int) -> Any:
         """Stands for whatever we did not foresee."""
         if recipient == poison.recipient:
             raise RuntimeError("poison")
-        return await envelope(session, sender, recipient, size)
+        return envelope(session, sender, recipient, size)
 
     monkeypatch.setattr(smtp.Session, "_envelope", raise_at_poison)
     others = [mail_for(relay, owner) for _ in range(5)]
