@@ -277,18 +277,16 @@ class Courier:
         duration_ms = int((time.monotonic() - started) * 1000)
         if not is_magic and await self._account_must_wait(hand, route, answer, verdict.meaning):
             self._park(hand, mail, answer)
-            return
-        self._note(
-            mail,
-            retry.conclude(
+        elif verdict.meaning is Meaning.ACCEPTED:
+            self._note(mail, retry.accepted(mail, answer, duration_ms))
+        else:
+            schedule = settings.MAIL_RETRY_SCHEDULE
+            self._note(
                 mail,
-                answer,
-                verdict,
-                now=timezone.now(),
-                schedule=settings.MAIL_RETRY_SCHEDULE,
-                duration_ms=duration_ms,
-            ),
-        )
+                retry.conclude(
+                    mail, answer, verdict, now=timezone.now(), schedule=schedule, duration_ms=duration_ms
+                ),
+            )
 
     async def _transact(self, relay: Relay | None, mail: Claimed) -> Answer:
         """One transaction; a kept connection that turns out to be dead is replaced once."""
