@@ -176,7 +176,8 @@ class Courier:
                 if len(claimed) == room:
                     await self._in_thread(doorbell.call)
                 continue
-            if not self._in_hand:
+            # What was settled while the claim ran has made room that it did not know of: it is asked once more.
+            if not self._in_hand and not self._progress.is_set():
                 break
             await self._wait_for_progress(min(PAUSE_BETWEEN_CLAIMS * 5, end - self._loop.time()))
             await asyncio.sleep(PAUSE_BETWEEN_CLAIMS)

@@ -13,7 +13,7 @@ from django.db import connection
 from django.utils import timezone
 
 from accounts.models import AccountState, Security, SmtpAccount, User
-from mailqueue.delivery import handshake, smtp
+from mailqueue.delivery import clerk, handshake, smtp
 from mailqueue.delivery.courier import Courier
 from mailqueue.delivery.hand import Report
 from tasks import ledger
@@ -642,6 +642,22 @@ def test_one_owners_many_mails_do_not_keep_the_last_connection(courier: Courier,
         courier.drain(LONG)
         assert len(relay.accepted) == 41
         assert [mail.recipient for mail in relay.accepted].index(small.recipient) < 10
+
+
+def test_a_claim_that_ran_while_the_last_mails_were_settled_is_not_taken_for_the_end(
+    relay: Relay, courier: Courier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = sending_user(relay.port)
+    MailFactory.create_batch(60, owner=owner)  # one hand and some more
+    claim = clerk.claim
+
+    def slow_claim(room: int, lease: float, rooms: dict[int, int], *args: Any, **more: Any) -> Any:
+        if rooms == {owner.id: 0}:
+            until(lambda: not courier._in_hand)
+        return claim(room, lease, rooms, *args, **more)
+
+    monkeypatch.setattr(clerk, "claim", slow_claim)
+    assert courier.drain(LONG) == Report(claimed=60, sent=60)
 
 
 def test_an_account_gets_no_more_connections_than_it_may(courier: Courier) -> None:
