@@ -11,9 +11,9 @@ from rest_framework.views import APIView
 
 from accounts.models import SmtpAccount
 from mailqueue.delivery import breaker
+from mailqueue.delivery.handshake import Relay, SessionError, open_session
 from mailqueue.delivery.replies import Answer, Fault
 from mailqueue.delivery.routes import relay_of
-from mailqueue.delivery.smtp import Relay, SessionError, open_session
 from tasks import doorbell
 from tasks.states import Phase
 

@@ -12,9 +12,9 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from accounts.models import AccountChange, AccountState, SmtpAccount
+from mailqueue.delivery.handshake import Relay
 from mailqueue.delivery.replies import Answer, Fault, Meaning
 from mailqueue.delivery.routes import relay_of
-from mailqueue.delivery.smtp import Relay
 from tasks.states import Phase
 
 

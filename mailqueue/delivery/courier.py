@@ -28,11 +28,11 @@ from django.utils import timezone
 from mailqueue.delivery import breaker, journal, magic, recovery, replies, retry
 from mailqueue.delivery.clerk import Clerk
 from mailqueue.delivery.hand import Hand, Lease, Report
+from mailqueue.delivery.handshake import Relay, SessionError
 from mailqueue.delivery.journal import Journal, UnwritableError
 from mailqueue.delivery.pool import Pool
 from mailqueue.delivery.replies import Answer, Fault, Meaning, Verdict
 from mailqueue.delivery.routes import Route
-from mailqueue.delivery.smtp import Relay, SessionError
 from tasks import doorbell, ledger
 from tasks.ledger import Claimed, Settlement
 from tasks.states import Phase
@@ -282,18 +282,16 @@ class Courier:
         duration_ms = int((time.monotonic() - started) * 1000)
         if not is_magic and await self._account_must_wait(hand, route, answer, verdict.meaning):
             self._park(hand, mail, answer)
-            return
-        self._note(
-            mail,
-            retry.conclude(
+        elif verdict.meaning is Meaning.ACCEPTED:
+            self._note(mail, retry.accepted(mail, answer, duration_ms))
+        else:
+            schedule = settings.MAIL_RETRY_SCHEDULE
+            self._note(
                 mail,
-                answer,
-                verdict,
-                now=timezone.now(),
-                schedule=settings.MAIL_RETRY_SCHEDULE,
-                duration_ms=duration_ms,
-            ),
-        )
+                retry.conclude(
+                    mail, answer, verdict, now=timezone.now(), schedule=schedule, duration_ms=duration_ms
+                ),
+            )
 
     async def _transact(self, relay: Relay | None, mail: Claimed) -> Answer:
         """One transaction; a kept connection that turns out to be dead is replaced once."""

@@ -69,15 +69,15 @@ class Journal:
     def dot(self, mail: Claimed) -> None:
         """The final dot is about to leave. UnwritableError if that cannot be noted: then it must not."""
         with self._lock:
-            self._note(mail, b"D %d %s\n" % (mail.id, mail.token.hex.encode()))
+            self._note(mail, b"D %d %032x\n" % (mail.id, mail.token.int))
 
     def reply(self, mail: Claimed, answer: Answer) -> None:
         """The transaction has ended; UnwritableError if that cannot be noted."""
         text = " ".join(answer.text.split())[:MOST_TEXT].encode("utf-8", "replace")
         fault = answer.fault.name.encode() if answer.fault else b"-"
-        end = (mail.id, mail.token.hex.encode(), answer.phase, answer.code or 0, fault, text)
+        end = (mail.id, mail.token.int, answer.phase, answer.code or 0, fault, text)
         with self._lock:
-            self._note(mail, b"R %d %s %d %d %s %s\n" % end)
+            self._note(mail, b"R %d %032x %d %d %s %s\n" % end)
 
     def settled(self, mail: Claimed) -> None:
         """The ledger knows."""

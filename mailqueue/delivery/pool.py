@@ -4,7 +4,8 @@ import time
 
 from django.conf import settings
 
-from mailqueue.delivery.smtp import Relay, Session, open_session
+from mailqueue.delivery.handshake import Relay, open_session
+from mailqueue.delivery.smtp import Session
 
 IDLE_SECONDS = 15
 LONGEST_SECONDS = 300

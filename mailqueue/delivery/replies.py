@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from tasks.states import Phase
 
@@ -60,8 +61,7 @@ _OF_THE_ACCOUNT = {
 _OF_THE_ACCOUNT_BY_CODE = {421, 432, 454, 530, 534, 535, 538}
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """How a transaction ended: the phase it reached and the relay's reply, or the fault in its place."""
 
     phase: Phase
@@ -77,10 +77,12 @@ class Answer:
 
     def __str__(self) -> str:
         """For people: printable, at most 500 characters; a relay's text is untrusted."""
-        said = " ".join(filter(None, [str(self.code or ""), self.text]))
+        said = f"{self.code} {self.text}" if self.code and self.text else f"{self.code or ''}{self.text}"
         if self.fault:
             said = f"{self.fault.value}{f' ({said})' if said else ''}"
-        return "".join(char if char.isprintable() else " " for char in said)[:500]
+        if not said.isprintable():
+            said = "".join(char if char.isprintable() else " " for char in said)
+        return said[:500]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +107,8 @@ _UNCERTAIN = Verdict(Meaning.UNCERTAIN)
 
 type_rule = tuple[Callable[[int, str, Answer], bool], Verdict]
 
-#: First match wins: (reply code, enhanced code, answer) -> verdict.
+#: What is no success; first match wins: (reply code, enhanced code, answer) -> verdict.
 RULES: list[type_rule] = [
-    (lambda code, _e, a: a.phase == Phase.REPLY and 200 <= code < 300, _ACCEPTED),
     (lambda code, _e, _a: code in (530, 534, 535, 538), _ACCOUNT),
     # Refused before a mail was named, so it is not about the mail.
     (lambda code, _e, a: a.phase <= Phase.AUTH and 500 <= code < 600, _ACCOUNT),
@@ -135,8 +136,10 @@ def read(answer: Answer) -> Verdict:
     """The verdict on one transaction."""
     if answer.fault is not None:
         return _read_fault(answer.phase, answer.fault)
-    code = _code(answer)
-    verdict = next((verdict for applies, verdict in RULES if applies(code, answer.enhanced, answer)), None)
+    if answer.phase == Phase.REPLY and answer.code is not None and 200 <= answer.code < 300:
+        return _ACCEPTED
+    code, enhanced = _code(answer), answer.enhanced
+    verdict = next((verdict for applies, verdict in RULES if applies(code, enhanced, answer)), None)
     if verdict is None:  # a reply that fits no phase, such as 354 where 250 belongs
         return _UNCERTAIN if answer.phase == Phase.REPLY else _TEMPORARY
     if verdict.meaning is Meaning.TEMPORARY and (asked := _asked_wait(answer.text)):

@@ -27,6 +27,8 @@ def conclude(
     duration_ms: int,
 ) -> Settlement:
     """The settlement of one attempt. `now` is aware; the schedule is in seconds."""
+    if verdict.meaning is Meaning.ACCEPTED:
+        return accepted(mail, answer, duration_ms)
     status, outcome, wait, reason = _decide(mail, verdict, now, schedule)
     return Settlement(
         id=mail.id,
@@ -42,12 +44,24 @@ def conclude(
     )
 
 
+def accepted(mail: Claimed, answer: Answer, duration_ms: int) -> Settlement:
+    """The settlement of a success, which needs neither clock nor schedule."""
+    return Settlement(
+        id=mail.id,
+        token=mail.token,
+        status=Status.SUCCESS,
+        outcome=Outcome.ACCEPTED,
+        phase=answer.phase,
+        code=answer.code,
+        reply=str(answer),
+        duration_ms=duration_ms,
+    )
+
+
 type_decision = tuple[Status, Outcome, float | None, CancelReason | None]
 
 
 def _decide(mail: Claimed, verdict: Verdict, now: datetime, schedule: Sequence[int]) -> type_decision:
-    if verdict.meaning is Meaning.ACCEPTED:
-        return Status.SUCCESS, Outcome.ACCEPTED, None, None
     if verdict.meaning is Meaning.REJECTED:
         return Status.CANCELLED, Outcome.REJECTED, None, CancelReason.REJECTED
     outcome = Outcome.TEMPORARY

@@ -9,7 +9,7 @@ from django.conf import settings
 
 from accounts.models import AccountState, Security, SmtpAccount
 from accounts.sealing import UnreadableSecretError
-from mailqueue.delivery.smtp import Relay
+from mailqueue.delivery.handshake import Relay
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,28 +1,21 @@
-"""SMTP, the client's side: one session with a relay, and the transactions in it (RFC 5321, 2920, 3207, 4954).
+"""SMTP, the client's side: a session with a relay, and the transactions in it (RFC 5321, 2920).
 
-The only module that opens sockets to relays. aiosmtplib does greeting, STARTTLS and AUTH; the transactions are
-ours, for with PIPELINING in one write they are twice as fast (14,000 against 6,300 mails/s on two cores).
-A session ends a transaction with an Answer, whatever happened; it raises nothing but cancellation and what
-`before_dot` raised. `ends_at` (the loop's seconds) bounds all phases together, for a relay that answers each just in
-time would else hold a mail for minutes.
+The transactions are ours and not aiosmtplib's, for with PIPELINING in one write they are twice as fast (14,000
+against 6,300 mails/s on two cores). A session ends a transaction with an Answer, whatever happened; it raises
+nothing but cancellation and what `before_dot` raised. handshake.py opens it. `ends_at` (the loop's seconds) bounds
+all phases together, for a relay that answers each just in time would else hold a mail for minutes.
 """
 
 import asyncio
 import math
-import os
-import socket
-import ssl
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Callable, Generator
+from typing import TypeVar
 
-import aiosmtplib
-
-from accounts import guard
-from accounts.models import Security
 from mailqueue.delivery.replies import Answer, Fault
 from tasks.states import Phase
+
+T = TypeVar("T")
 
 #: Seconds the relay has for each phase; RFC 5321 4.5.3.2 would wait longer for its last reply.
 DEADLINES: dict[Phase, float] = {
@@ -38,42 +31,37 @@ DEADLINES: dict[Phase, float] = {
 }
 #: A reply longer than this is not one.
 MOST_REPLY_BYTES = 65_536
-#: The first that the relay offers is used; CRAM-MD5 last, for it keeps passwords in clear at the relay.
-AUTH_METHODS = ("plain", "login", "cram-md5")
+#: Content up to this (bytes) goes out in one write with its final dot. The transport's buffer takes it whole
+#: (asyncio's high-water mark), so that there would be nothing to wait for in between.
+MOST_AT_ONCE = 65_536
+_CODES = {b"%d" % code: code for code in range(200, 600)}
+
+Reply = tuple[int, str]
+#: A transaction, step by step: it yields how many replies it waits for (none: that what it wrote leaves the
+#: transport's buffer) and for how many seconds, and is given them; fewer if the connection failed.
+Steps = Generator[tuple[int, float], list[Reply], T]
 
 
-@dataclass(frozen=True, slots=True)
-class Relay:
-    """Where and how to connect. Two accounts with an equal relay share its connections."""
+class Connection(asyncio.Protocol):
+    """Parses replies, and goes on with the transaction as soon as those are here that it waits for.
 
-    host: str
-    port: int
-    username: str = ""
-    password: str = field(default="", repr=False)
-    security: Security = Security.AUTO
-
-
-class SessionError(Exception):
-    """No session could be opened; `answer` says how far it came."""
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(str(answer))
-        self.answer = answer
-
-
-class _Replies(asyncio.Protocol):
-    """Parses replies and hands them over in groups, as PIPELINING asks for them."""
+    It goes on within the loop's callback: a task woken up for each group of replies, and a timer for each, cost
+    as much as the talking itself.
+    """
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport
         self.fault: Fault | None = None
         self.ends_at = math.inf
-        self.ready: list[tuple[int, str]] = []
+        self.ready: list[Reply] = []
         self._buffer = b""
         self._lines: list[bytes] = []
+        self._steps: Steps[Answer] | None = None
+        self._end: asyncio.Future[Answer]
         self._wanted = 0
-        self._waiter: asyncio.Future[None] | None = None
-        self._drained: asyncio.Future[None] | None = None
+        self._is_full = False
+        self._deadline = math.inf
+        self._alarm: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -81,85 +69,107 @@ class _Replies(asyncio.Protocol):
         self.transport = transport  # type: ignore[assignment]
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        self._fail(Fault.LOST)
+        self.fail(Fault.LOST)
 
     def eof_received(self) -> bool:
-        self._fail(Fault.LOST)
+        self.fail(Fault.LOST)
         return False
 
     def data_received(self, data: bytes) -> None:
-        data = self._buffer + data
-        start = 0
-        while (end := data.find(b"\n", start)) >= 0:
-            line = data[start:end].rstrip(b"\r")
-            start = end + 1
-            if not line[:3].isdigit() or not 200 <= int(line[:3]) < 600:
-                return self._fail(Fault.GARBAGE)
-            self._lines.append(line[4:])
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        for line in lines:
+            code = _CODES.get(line[:3])
+            if code is None:
+                return self.fail(Fault.GARBAGE)
+            self._lines.append(line[4:].rstrip(b"\r"))
             if line[3:4] != b"-":
                 text = b" ".join(self._lines).decode("utf-8", "replace")
                 self._lines = []
-                self.ready.append((int(line[:3]), text))
-        self._buffer = data[start:]
-        if len(self._buffer) + sum(map(len, self._lines)) > MOST_REPLY_BYTES:
-            return self._fail(Fault.GARBAGE)
-        if self._waiter and len(self.ready) >= self._wanted and not self._waiter.done():
-            self._waiter.set_result(None)
-        return None
+                self.ready.append((code, text))
+        if (self._buffer or self._lines) and len(self._buffer) + sum(
+            map(len, self._lines)
+        ) > MOST_REPLY_BYTES:
+            return self.fail(Fault.GARBAGE)
+        return self._go_on()
 
     def pause_writing(self) -> None:
-        self._drained = self._loop.create_future()
+        self._is_full = True
 
     def resume_writing(self) -> None:
-        if self._drained and not self._drained.done():
-            self._drained.set_result(None)
-        self._drained = None
+        self._is_full = False
+        self._go_on()
 
-    async def replies(self, count: int, seconds: float) -> list[tuple[int, str]]:
-        """The next replies, fewer than `count` if the connection failed (then `fault` says how)."""
-        if len(self.ready) < count and self.fault is None:
-            self._wanted, self._waiter = count, self._loop.create_future()
-            timer = self._fail_after(seconds)
-            try:
-                await self._waiter
-            finally:
-                timer.cancel()
-                self._waiter = None
-        replies, self.ready = self.ready[:count], self.ready[count:]
-        return replies
-
-    async def drain(self, seconds: float) -> None:
-        """Waits until what was written has left for the kernel."""
-        if self._drained is None or self.fault is not None:
-            return
-        timer = self._fail_after(seconds)
+    async def run(self, steps: Steps[Answer]) -> Answer:
+        """What the transaction comes to; what it raises is the caller's."""
+        self._end = self._loop.create_future()
+        self._step(steps, None)
+        self._go_on()
         try:
-            await self._drained
+            return await self._end
         finally:
-            timer.cancel()
+            self._steps, self._deadline = None, math.inf
 
-    def _fail_after(self, seconds: float) -> asyncio.TimerHandle:
-        """Of the phase's own time, or of what is left for all of them."""
-        left = self.ends_at - self._loop.time()
-        return self._loop.call_later(min(seconds, left), self._fail, Fault.TIMEOUT)
+    def _go_on(self) -> None:
+        """As far as what is here allows."""
+        while (steps := self._steps) is not None and (self.fault or self._has_come()):
+            self._steps = None  # what the step sets off must not enter it a second time
+            replies, self.ready = self.ready[: self._wanted], self.ready[self._wanted :]
+            self._step(steps, replies)
 
-    def _fail(self, fault: Fault) -> None:
-        """The session is over; whoever waits is told."""
+    def _has_come(self) -> bool:
+        return len(self.ready) >= self._wanted if self._wanted else not self._is_full
+
+    def _step(self, steps: Steps[Answer], replies: list[Reply] | None) -> None:
+        try:
+            self._wanted, seconds = steps.send(replies)  # type: ignore[arg-type]  # None starts a generator
+        except BaseException as error:  # noqa: BLE001 -- it is raised by `run`
+            if self._end.done():  # cancelled meanwhile
+                return
+            if isinstance(error, StopIteration):
+                self._end.set_result(error.value)
+            else:
+                self._end.set_exception(error)
+        else:
+            self._steps = steps
+            self._watch(seconds)
+
+    def _watch(self, seconds: float) -> None:
+        """Over the phase's own time, or what is left for all of them. One alarm serves a connection from mail to
+        mail: it is set anew only when it rings, or would ring late."""
+        self._deadline = min(self._loop.time() + seconds, self.ends_at)
+        if self._alarm is None or self._alarm.when() > self._deadline:
+            self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = self._loop.call_at(self._deadline, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        if self._deadline <= self._loop.time():
+            self.fail(Fault.TIMEOUT)
+        elif self._deadline < math.inf:
+            self._set_alarm()
+
+    def fail(self, fault: Fault) -> None:
+        """The session is over; the transaction is told."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
         if self.fault is None:
             self.fault = fault
             self.transport.abort()
-        for waiter in (self._waiter, self._drained):
-            if waiter and not waiter.done():
-                waiter.set_result(None)
+        self._go_on()
 
 
 class Session:
     """A greeted, protected and authenticated connection, good for many transactions one after another."""
 
     def __init__(
-        self, protocol: _Replies, *, pipelining: bool, size_limit: int | None, smtputf8: bool = False
+        self, connection: Connection, *, pipelining: bool, size_limit: int | None, smtputf8: bool = False
     ) -> None:
-        self._protocol = protocol
+        self._connection = connection
         self._pipelining = pipelining
         self._size_limit = size_limit  # None: SIZE not offered; 0: no limit (RFC 1870)
         self._smtputf8 = smtputf8
@@ -170,9 +180,9 @@ class Session:
     @property
     def is_usable(self) -> bool:
         return (
-            self._protocol.fault is None
-            and not self._protocol.ready
-            and not self._protocol.transport.is_closing()
+            self._connection.fault is None
+            and not self._connection.ready
+            and not self._connection.transport.is_closing()
         )
 
     async def send(
@@ -190,9 +200,9 @@ class Session:
         what it raised is the caller's.
         """
         self.transactions += 1
-        self._protocol.ends_at = ends_at
+        self._connection.ends_at = ends_at
         try:
-            answer = await self._transact(sender, recipient, raw, before_dot)
+            answer = await self._connection.run(self._transaction(sender, recipient, raw, before_dot))
         except BaseException:  # cut off in the middle, the session is good for nothing
             self.abort()
             raise
@@ -202,17 +212,17 @@ class Session:
         self.used_at = time.monotonic()
         return answer
 
-    async def _transact(
+    def _transaction(
         self, sender: str, recipient: str, raw: bytes, before_dot: Callable[[], None]
-    ) -> Answer:
+    ) -> Steps[Answer]:
         if self._size_limit and len(raw) > self._size_limit:
             return Answer(Phase.MAIL, text=f"{len(raw)} of {self._size_limit} bytes", fault=Fault.TOO_BIG)
         if not self._smtputf8 and not (sender.isascii() and recipient.isascii()):
             return Answer(Phase.MAIL, text="5.6.7", fault=Fault.NO_SMTPUTF8)
-        refused = await self._envelope(sender, recipient, len(raw))
-        return refused or await self._content(raw, before_dot)
+        refused = yield from self._envelope(sender, recipient, len(raw))
+        return refused or (yield from self._content(raw, before_dot))
 
-    async def _envelope(self, sender: str, recipient: str, size: int) -> Answer | None:
+    def _envelope(self, sender: str, recipient: str, size: int) -> Steps[Answer | None]:
         """MAIL, RCPT, DATA; None when the relay waits for the content."""
         declared = "" if self._size_limit is None else f" SIZE={size}"
         if not (sender.isascii() and recipient.isascii()):
@@ -226,17 +236,17 @@ class Session:
             commands.insert(0, (Phase.MAIL, "RSET\r\n"))
             self._needs_reset = False
         if self._pipelining:
-            return await self._exchange(commands)
+            return (yield from self._exchange(commands))
         for command in commands:
-            if refused := await self._exchange([command]):
+            if refused := (yield from self._exchange([command])):
                 return refused
         return None
 
-    async def _exchange(self, commands: list[tuple[Phase, str]]) -> Answer | None:
+    def _exchange(self, commands: list[tuple[Phase, str]]) -> Steps[Answer | None]:
         """Writes the commands at once and reads a reply to each; the first refusal, if any."""
-        protocol = self._protocol
-        protocol.transport.write("".join(command for _, command in commands).encode())
-        replies = await protocol.replies(len(commands), DEADLINES[commands[-1][0]])
+        connection = self._connection
+        connection.transport.write("".join([command for _, command in commands]).encode())
+        replies = yield len(commands), DEADLINES[commands[-1][0]]
         for (phase, command), (code, text) in zip(commands, replies, strict=False):
             if code != 354 if command == "DATA\r\n" else not 200 <= code < 300:
                 if len(replies) == len(commands) and replies[-1][0] == 354:
@@ -245,192 +255,36 @@ class Session:
                     self.abort()
                 return Answer(phase, code, text)
         if len(replies) < len(commands):
-            return Answer(commands[len(replies)][0], fault=protocol.fault)
+            return Answer(commands[len(replies)][0], fault=connection.fault)
         return None
 
-    async def _content(self, raw: bytes, before_dot: Callable[[], None]) -> Answer:
-        """The mail, dot-stuffed, and the final dot. Once that has left, silence is uncertain."""
-        protocol = self._protocol
+    def _content(self, raw: bytes, before_dot: Callable[[], None]) -> Steps[Answer]:
+        """The mail, dot-stuffed, and the final dot. Once that may have left, silence is uncertain."""
+        connection = self._connection
         stuffed = raw.replace(b"\r\n.", b"\r\n..")
         if stuffed.startswith(b"."):
             stuffed = b"." + stuffed
         if not stuffed.endswith(b"\r\n"):
             stuffed += b"\r\n"
-        protocol.transport.write(stuffed)
-        await protocol.drain(DEADLINES[Phase.BODY])
-        if protocol.fault is not None:
-            return Answer(Phase.BODY, fault=protocol.fault)
+        if len(stuffed) > MOST_AT_ONCE:
+            connection.transport.write(stuffed)
+            stuffed = b""
+            yield 0, DEADLINES[Phase.BODY]
+        if connection.fault is not None:
+            return Answer(Phase.BODY, fault=connection.fault)
         before_dot()
-        protocol.transport.write(b".\r\n")
-        replies = await protocol.replies(1, DEADLINES[Phase.REPLY])
+        connection.transport.write(stuffed + b".\r\n")
+        replies = yield 1, DEADLINES[Phase.REPLY]
         if not replies:
-            return Answer(Phase.REPLY, fault=protocol.fault)
+            return Answer(Phase.REPLY, fault=connection.fault)
         return Answer(Phase.REPLY, *replies[0])
 
     def quit(self) -> None:
         """Says goodbye and waits for nothing: no mail depends on it any more."""
         if self.is_usable:
-            self._protocol.transport.write(b"QUIT\r\n")
-        self._protocol.transport.close()
+            self._connection.transport.write(b"QUIT\r\n")
+        self._connection.transport.close()
 
     def abort(self) -> None:
-        self._protocol.fault = self._protocol.fault or Fault.LOST
-        self._protocol.transport.abort()
-
-
-async def open_session(relay: Relay, ends_at: float = math.inf) -> Session:
-    """A session ready for its first transaction; SessionError with phase and reason otherwise."""
-    sock, is_local = await _connect(relay, ends_at)
-    implicit_tls = relay.security == Security.TLS or (relay.security == Security.AUTO and relay.port == 465)
-    client = aiosmtplib.SMTP(
-        hostname=relay.host,
-        sock=sock,
-        use_tls=implicit_tls,
-        start_tls=False,
-        local_hostname=_local_name(),
-        tls_context=_tls_context(),
-        timeout=DEADLINES[Phase.BANNER],
-    )
-    phase = Phase.TLS if implicit_tls else Phase.BANNER
-    try:
-        async with asyncio.timeout(_left(ends_at)):
-            await client.connect()
-            phase = Phase.BANNER
-            await client.ehlo()
-            phase = Phase.TLS
-            protected = implicit_tls or await _start_tls(client, relay, is_local=is_local)
-            phase = Phase.AUTH
-            await _authenticate(client, relay, protected=protected)
-    except BaseException as error:
-        client.close()
-        sock.close()
-        if isinstance(error, asyncio.CancelledError):
-            raise
-        raise SessionError(_explain(phase, error)) from error
-    return _take_over(client)
-
-
-def _left(ends_at: float, longest: float | None = None) -> float | None:
-    """Seconds until then, at most `longest`; None, as asyncio has it, for ever."""
-    left = min(ends_at - asyncio.get_running_loop().time(), longest or math.inf)
-    return None if left == math.inf else left
-
-
-async def _connect(relay: Relay, ends_at: float) -> tuple[socket.socket, bool]:
-    """A connected socket to the very address that the guard has judged, and whether it is an allowed network's."""
-    loop = asyncio.get_running_loop()
-    try:
-        addresses = await asyncio.wait_for(
-            loop.run_in_executor(None, guard.resolve, relay.host), _left(ends_at, DEADLINES[Phase.CONNECT])
-        )
-        guard.check_port(relay.port, addresses)
-    except guard.ForbiddenAddressError as error:
-        raise SessionError(Answer(Phase.CONNECT, text=str(error), fault=Fault.FORBIDDEN)) from error
-    except guard.ForbiddenPortError as error:
-        text = f"port {relay.port} is none of SMTP_ALLOWED_PORTS"
-        raise SessionError(Answer(Phase.CONNECT, text=text, fault=Fault.FORBIDDEN)) from error
-    except (guard.UnresolvableError, TimeoutError) as error:
-        raise SessionError(Answer(Phase.CONNECT, text=relay.host, fault=Fault.UNRESOLVED)) from error
-    is_local = guard.in_allowed_networks(addresses)
-    if relay.security == Security.NONE and not is_local:
-        text = "smtp_security none is for SMTP_ALLOWED_NETWORKS only"
-        raise SessionError(Answer(Phase.CONNECT, text=text, fault=Fault.FORBIDDEN))
-    reason = ""
-    for address in addresses:
-        family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setblocking(False)
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await asyncio.wait_for(
-                loop.sock_connect(sock, (str(address), relay.port)), _left(ends_at, DEADLINES[Phase.CONNECT])
-            )
-        except OSError as error:  # TimeoutError is one
-            sock.close()
-            why = os.strerror(error.errno).lower() if error.errno else "timed out"
-            reason = f"{address} port {relay.port}: {why}"
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            return sock, is_local
-    raise SessionError(Answer(Phase.CONNECT, text=reason, fault=Fault.UNREACHABLE))
-
-
-async def _start_tls(client: aiosmtplib.SMTP, relay: Relay, *, is_local: bool) -> bool:
-    """Upgrades where the settings ask for it or the relay offers it; whether the line is protected now."""
-    if relay.security == Security.NONE:
-        return False
-    if not client.supports_extension("starttls"):
-        if relay.security == Security.AUTO and is_local:
-            return False
-        raise SessionError(Answer(Phase.TLS, text=relay.host, fault=Fault.NO_TLS))
-    await client.starttls()
-    await client.ehlo()
-    return True
-
-
-async def _authenticate(client: aiosmtplib.SMTP, relay: Relay, *, protected: bool) -> None:
-    """Logs in if there is a name to log in with. In clear only where `none` says so, within allowed networks."""
-    if not relay.username:
-        return
-    if not protected and relay.security != Security.NONE:
-        return  # a plain relay of the allowed networks: it says 530 if it wants a login
-    offered = {method.lower() for method in client.supported_auth_methods}
-    method = next((method for method in AUTH_METHODS if method in offered), None)
-    if method is None:
-        if relay.security == Security.NONE and not offered:
-            return
-        raise SessionError(Answer(Phase.AUTH, text=relay.host, fault=Fault.NO_AUTH))
-    log_in = {"plain": client.auth_plain, "login": client.auth_login, "cram-md5": client.auth_crammd5}[method]
-    await log_in(relay.username, relay.password)
-
-
-def _take_over(client: aiosmtplib.SMTP) -> Session:
-    """From here on the transactions are ours."""
-    size = client.esmtp_extensions.get("size")
-    protocol = _Replies()
-    transport = client.transport
-    assert transport is not None  # noqa: S101 -- connect() has returned
-    protocol.connection_made(transport)
-    transport.set_protocol(protocol)
-    return Session(
-        protocol,
-        pipelining=client.supports_extension("pipelining"),
-        smtputf8=client.supports_extension("smtputf8"),
-        size_limit=int(size) if size and size.isdigit() else (0 if size is not None else None),
-    )
-
-
-def _explain(phase: Phase, error: BaseException) -> Answer:
-    """The answer that an exception of the handshake stands for."""
-    if isinstance(error, SessionError):
-        return error.answer
-    if isinstance(error, aiosmtplib.SMTPResponseException):
-        if error.code < 200:  # aiosmtplib's mark for what is no reply
-            return Answer(phase, text=error.message, fault=Fault.GARBAGE)
-        return Answer(phase, error.code, error.message)
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError):
-            why = getattr(cause, "verify_message", "") or cause.reason or str(cause)
-            return Answer(Phase.TLS, text=why, fault=Fault.CERTIFICATE)
-        cause = cause.__cause__ or cause.__context__
-    if isinstance(error, TimeoutError):
-        return Answer(phase, fault=Fault.TIMEOUT)
-    if isinstance(error, OSError):
-        return Answer(phase, fault=Fault.LOST)
-    raise error
-
-
-@lru_cache
-def _tls_context() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
-
-
-@lru_cache
-def _local_name() -> str:
-    """What we say in EHLO. getfqdn() would ask a name server; the host's own name is enough for a submission."""
-    return socket.gethostname() or "localhost"
+        self._connection.fault = self._connection.fault or Fault.LOST
+        self._connection.transport.abort()

@@ -14,7 +14,7 @@ from django.db import connection
 from django.utils import timezone
 
 from accounts.models import AccountState, Security, SmtpAccount, User
-from mailqueue.delivery import smtp
+from mailqueue.delivery import handshake, smtp
 from mailqueue.delivery.clerk import Clerk
 from mailqueue.delivery.courier import Courier
 from mailqueue.delivery.hand import FIRST_HAND, Report
@@ -595,9 +595,9 @@ def trusted(
     """The certificate of "localhost", and a client that trusts its maker."""
     context, maker = certificate
     monkeypatch.setenv("SSL_CERT_FILE", maker)
-    smtp._tls_context.cache_clear()
+    handshake._tls_context.cache_clear()
     yield context
-    smtp._tls_context.cache_clear()
+    handshake._tls_context.cache_clear()
 
 
 def to_localhost(relay: Relay, security: Security) -> User:
@@ -686,11 +686,11 @@ def test_a_mail_that_makes_the_code_raise_is_put_off_and_the_others_go_on(
     poison = mail_for(relay, owner, recipient="poison@example.com")
     envelope = smtp.Session._envelope
 
-    async def raise_at_poison(session: smtp.Session, sender: str, recipient: str, size: int) -> Any:
+    def raise_at_poison(session: smtp.Session, sender: str, recipient: str, size: int) -> Any:
         """Stands for whatever we did not foresee."""
         if recipient == poison.recipient:
             raise RuntimeError("poison")
-        return await envelope(session, sender, recipient, size)
+        return envelope(session, sender, recipient, size)
 
     monkeypatch.setattr(smtp.Session, "_envelope", raise_at_poison)
     others = [mail_for(relay, owner) for _ in range(5)]
@@ -742,22 +742,6 @@ def test_a_code_overtakes_the_bulk_mail_that_its_owners_worker_has_in_hand(couri
         drain.join()
         assert len(relay.accepted) == 21
         assert relay.accepted[-1].recipient != code.recipient
-
-
-def test_a_drain_does_not_end_because_an_owner_had_no_room_when_it_asked(
-    relay: Relay, courier: Courier, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    claim = ledger.claim
-
-    def slow_claim(*arguments: Any, **named: Any) -> list[ledger.Claimed]:
-        """By the time it comes back, all that was in hand has gone out."""
-        claimed = claim(*arguments, **named)
-        time.sleep(0.3)
-        return claimed
-
-    monkeypatch.setattr(ledger, "claim", slow_claim)
-    MailFactory.create_batch(2 * FIRST_HAND, owner=sending_user(relay.port))
-    assert courier.drain(LONG) == Report(claimed=2 * FIRST_HAND, sent=2 * FIRST_HAND)
 
 
 def test_an_account_gets_no_more_connections_than_it_may(courier: Courier) -> None:
