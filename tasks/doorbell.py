@@ -26,8 +26,8 @@ MESSAGES = "mailqueue:drain"
 SILENT_FOR = 15
 #: A bell whose message was lost may be rung again after this.
 BELL_SECONDS = 5
-#: One more worker is called at most this often.
-CALL_SECONDS = 1
+#: One more worker is called at most this often. Less than beat's second: every other tick would find it just called.
+CALL_MILLISECONDS = 800
 #: After a failure the bell is left alone for this long, so that a dead Redis slows one call and not each.
 SILENCE_SECONDS = 5.0
 
@@ -77,7 +77,7 @@ def ring() -> bool:
 def call() -> None:
     """Wakes one more worker, whoever is awake: there is more to do than one can, or nobody has come."""
     try:
-        if client().set(CALL, "1", nx=True, ex=CALL_SECONDS):
+        if client().set(CALL, "1", nx=True, px=CALL_MILLISECONDS):
             _publish()
     except _FAILURES as error:
         logger.warning("doorbell_failed", extra={"error": repr(error)})

@@ -1,6 +1,7 @@
 """The signs by which a standby knows that beat is gone, or that a consumer takes no messages."""
 
 import pytest
+from django.conf import settings
 
 from mailqueue import upkeep
 from tasks import doorbell
@@ -19,6 +20,15 @@ def test_a_message_that_no_worker_takes_is_unheard() -> None:
     assert not doorbell.is_unheard()
     doorbell.call()
     assert doorbell.is_unheard()
+
+
+def test_a_call_is_over_before_the_next_tick() -> None:
+    doorbell.call()
+    assert (
+        0
+        < doorbell.client().pttl(doorbell.CALL)
+        < 1000 * settings.CELERY_BEAT_SCHEDULE["dispatch what is due"]["schedule"] - 100
+    )
 
 
 def test_where_drains_begin_nothing_is_unheard() -> None:
