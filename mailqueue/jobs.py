@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 #: A drain hands over after this (seconds): rollouts and Flower see short, steady jobs.
 SLICE_SECONDS = 5.0
+#: A worker that drains listens for so long (seconds) at a time, and looks whether it has drained.
+GLANCE_SECONDS = 0.05
 #: How long (seconds) a worker that found nothing more waits for a knock.
 LISTEN_SECONDS = 0.8
 #: A worker that is told to stop gives its mails this long (seconds).
@@ -44,7 +46,12 @@ def drain(self: "Task[Any, Any]") -> dict[str, int]:
     report, heard = Report(), True
     doorbell.answer()
     while heard and (left := end - time.monotonic()) > 0:
-        report += _courier().drain(left)
+        draining = _courier().begin_drain(left)
+        while is_listener and not draining.done():
+            # What it holds may be with a relay that hangs; who knocks meanwhile is let in all the same.
+            if doorbell.listen(GLANCE_SECONDS):
+                _courier().look()
+        report += draining.result()
         # Who drained to the end of the slice has more to do, and hands over at once.
         heard = is_listener and (time.monotonic() >= end or _hears(_courier().opens_in()))
     if is_listener:

@@ -90,14 +90,14 @@ def claim(
     *,
     token: uuid.UUID,
     room: int,
-    rooms: Mapping[int, int] | None = None,
+    rooms: Mapping[int, tuple[int, int]] | None = None,
     after: int = 0,
 ) -> list[Claimed]:
     """At most `limit` due mails, by lane weight and in turns between owners, committed before it returns.
 
     They are held under `token`, which must be new unless it was used for claims that found nothing. `room` is how
-    many of one owner's mails the caller will hold, `rooms` the same for owners it already holds mail of. Owners are
-    looked at from the one after `after` on. Urgent lanes come first.
+    many of one owner's mails the caller will hold; `rooms` the same for owners it already holds mail of, and how many
+    one-time passwords if those are more. Owners are looked at from the one after `after` on. Urgent lanes come first.
     """
     total = sum(LANE_WEIGHTS.values())
     quotas = {lane: max(1, limit * weight // total) for lane, weight in LANE_WEIGHTS.items()}
@@ -113,14 +113,15 @@ def is_anything_due() -> bool:
 
 
 def _turns(
-    quotas: Mapping[Lane, int], room: int, rooms: Mapping[int, int], after: int, turns: int
+    quotas: Mapping[Lane, int], room: int, rooms: Mapping[int, tuple[int, int]], after: int, turns: int
 ) -> dict[str, Any]:
     return {
         "lanes": [int(lane) for lane in quotas],
         "quotas": list(quotas.values()),
         "room": room,
         "owners": list(rooms.keys()),
-        "rooms": list(rooms.values()),
+        "rooms": [room for room, _ in rooms.values()],
+        "urgent_rooms": [max(both) for both in rooms.values()],
         "after": after,
         "turns": turns,
     }

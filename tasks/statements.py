@@ -5,7 +5,7 @@ row is what claims, cancellations and retries compete for. All lock tasks_due fi
 tasks_claim.
 """
 
-from tasks.states import Status
+from tasks.states import Lane, Status
 
 #: Mails up to this size (bytes) come with the claim. 200 with 10 MB of attachments each would fill the memory.
 LARGEST_AT_ONCE = 65_536
@@ -69,7 +69,10 @@ turn AS MATERIALIZED (
                            account.per_hour, account.per_day) END AS room
     FROM step
     JOIN accounts_smtpaccount account ON account.owner_id = step.owner_id
-    LEFT JOIN unnest(%(owners)s::bigint[], %(rooms)s::int[]) taken(owner_id, room) ON taken.owner_id = step.owner_id
+    LEFT JOIN LATERAL (
+        SELECT CASE WHEN step.lane = {Lane.OTP:d} THEN urgent_room ELSE room END AS room
+        FROM unnest(%(owners)s::bigint[], %(rooms)s::int[], %(urgent_rooms)s::int[]) held(owner_id, room, urgent_room)
+        WHERE held.owner_id = step.owner_id) taken ON true
     WHERE step.due_at <= now()
       AND (account.limited_until IS NULL OR account.limited_until <= now())
       AND coalesce(taken.room, %(room)s::int) > 0

@@ -30,7 +30,7 @@ class Clerk:
         self._token = uuid.uuid4()
 
     def claim(
-        self, limit: int, lease_seconds: float, rooms: dict[int, int], after: int
+        self, limit: int, lease_seconds: float, rooms: dict[int, tuple[int, int]], after: int
     ) -> tuple[list[Claimed], dict[int, Route], float | None]:
         """The mails that may go now, their owners' routes, and after how many seconds an account opens that is at
         its limit. What may not go is back in the ledger, its account closed first so that nobody claims it again at
@@ -50,7 +50,7 @@ class Clerk:
         return admission.admitted, found, min(admission.closed.values(), default=None)
 
     def _claim_noted(
-        self, limit: int, lease_seconds: float, rooms: dict[int, int], after: int
+        self, limit: int, lease_seconds: float, rooms: dict[int, tuple[int, int]], after: int
     ) -> list[Claimed]:
         """The token is in the journal before the claim: no mail is ever held under one that no journal knows."""
         self._journal.claimed(self._token)

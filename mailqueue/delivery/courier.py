@@ -14,7 +14,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from random import uniform
@@ -91,8 +91,19 @@ class Courier:
 
     def drain(self, seconds: float) -> Report:
         """Sends what is due until nothing is, or for `seconds`; what hangs then goes on by itself."""
-        report: Report = self._call(self._drain(seconds))
-        return report
+        return self.begin_drain(seconds).result()
+
+    def begin_drain(self, seconds: float) -> Future[Report]:
+        """The same without waiting for it."""
+        return asyncio.run_coroutine_threadsafe(self._drain(seconds), self._loop)
+
+    def look(self) -> None:
+        """There is a new mail: the drain that is on looks at once, whatever it waits for."""
+        self._loop.call_soon_threadsafe(self._knock)
+
+    def _knock(self) -> None:
+        self._knocked.set()
+        self._progress.set()
 
     def opens_in(self) -> float:
         """Seconds until an account that is at its limit may send again; infinite if none is known to be."""
@@ -137,6 +148,7 @@ class Courier:
         #: Both settling and renewing write several claims at once; side by side they could wait for each other.
         self._writing = asyncio.Lock()
         self._progress = asyncio.Event()
+        self._knocked = asyncio.Event()
         self._recovery = asyncio.create_task(self._recover())
         self._chores = [
             self._recovery,
@@ -162,11 +174,12 @@ class Courier:
         end = self._loop.time() + seconds
         await asyncio.wait([self._recovery], timeout=seconds)
         while self._loop.time() < end and not self._stopping:
+            was_idle, was_knocked = not self._in_hand, self._knocked.is_set()
             self._progress.clear()
-            was_idle = not self._in_hand
+            self._knocked.clear()
             room = min(GROUP, self.capacity - self._in_hand)
             try:
-                claimed = await self._claim(room) if room * 2 >= GROUP else []
+                claimed = await self._claim(room) if room * 2 >= GROUP or (was_knocked and room) else []
             except (OperationalError, InterfaceError) as error:
                 logger.warning("database_away", extra={"error": str(error)})
                 await asyncio.sleep(uniform(0.2, 1))  # noqa: S311 -- spreads load, guards nothing
@@ -189,17 +202,16 @@ class Courier:
                 break
             await self._wait_for_progress(min(PAUSE_BETWEEN_CLAIMS * 5, end - self._loop.time()))
             if self._in_hand:
-                await asyncio.sleep(PAUSE_BETWEEN_CLAIMS)
+                await _within(PAUSE_BETWEEN_CLAIMS, self._knocked)
         return report
 
     async def _wait_for_progress(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._progress.wait(), max(seconds, 0))
+        await _within(seconds, self._progress)
 
     # Claiming ---------------------------------------------------------------------------------------
 
     async def _claim(self, room: int) -> list[Claimed]:
-        rooms = {hand.owner_id: hand.room() for hand in self._hands.values()}
+        rooms = {hand.owner_id: (hand.room(), hand.urgent_room()) for hand in self._hands.values()}
         started = self._loop.time()
         claimed, found, opens_in = await self._in_thread(
             self._clerk.claim, room, self.lease_seconds, rooms, self._last_owner
@@ -216,8 +228,7 @@ class Courier:
             hand = self._hands.get(mail.owner_id)
             if hand is None:
                 hand = self._hands[mail.owner_id] = Hand(mail.owner_id, found[mail.owner_id])
-            hand.mails.append(mail)
-            hand.held += 1
+            hand.take(mail)
         self._in_hand += len(claimed)
         for owner_id, its_route in found.items():
             self._hands[owner_id].hurry()
@@ -401,7 +412,7 @@ class Courier:
             del self._leases[mail.token]
             self._journal.released(mail.token)
         hand = self._hands[mail.owner_id]
-        hand.held -= 1
+        hand.drop(mail)
         if not hand.held and not hand.sessions and len(self._hands) > 1000:
             del self._hands[mail.owner_id]
         self._in_hand -= 1
@@ -451,6 +462,12 @@ class Courier:
                 logger.warning("database_away", extra={"error": str(error)})
                 await asyncio.sleep(pause * uniform(0.5, 1.5))  # noqa: S311 -- spreads load, guards nothing
                 pause = min(pause * 2, 5)
+
+
+async def _within(seconds: float, event: asyncio.Event) -> None:
+    """Waits for it so long at most."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), max(seconds, 0))
 
 
 def _with_connection(deed: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -5,10 +5,12 @@ from dataclasses import astuple, dataclass, field
 
 from mailqueue.delivery.routes import Route
 from tasks.ledger import Claimed
-from tasks.states import Status
+from tasks.states import Lane, Status
 
 #: Mails of one owner in hand: first, and at most once they prove to go out within a second.
 FIRST_HAND, LARGEST_HAND = 50, 400
+#: One-time passwords of one owner in hand, beside what else is.
+URGENT_HAND = 20
 
 
 @dataclass
@@ -43,6 +45,7 @@ class Hand:
     route: Route
     mails: deque[Claimed] = field(default_factory=deque)
     held: int = 0
+    held_urgent: int = 0
     sessions: int = 0
     allowance: int = FIRST_HAND
     filled_at: float = 0.0
@@ -53,6 +56,19 @@ class Hand:
         """How many more to claim; none until half is free, so that claims stay groups."""
         free = self.allowance - self.held
         return free if free * 2 >= self.allowance else 0
+
+    def urgent_room(self) -> int:
+        """How many more one-time passwords, whatever else is in hand; the relay that hangs must not get all of it."""
+        return max(0, URGENT_HAND - self.held_urgent)
+
+    def take(self, mail: Claimed) -> None:
+        self.mails.append(mail)
+        self.held += 1
+        self.held_urgent += mail.lane == Lane.OTP
+
+    def drop(self, mail: Claimed) -> None:
+        self.held -= 1
+        self.held_urgent -= mail.lane == Lane.OTP
 
     def hurry(self) -> None:
         """The more urgent lanes first; within a lane as they came."""

@@ -136,7 +136,7 @@ def test_an_owner_gets_no_more_than_the_room_there_is() -> None:
     owner, other = UserFactory(), UserFactory()
     fill(owner, 50)
     fill(other, 50)
-    shares = Counter(found.owner_id for found in take(200, room=20, rooms={owner.pk: 3}))
+    shares = Counter(found.owner_id for found in take(200, room=20, rooms={owner.pk: (3, 3)}))
     assert shares == {owner.pk: 3, other.pk: 20}
 
 
@@ -150,7 +150,14 @@ def test_room_counts_over_all_lanes() -> None:
 def test_an_owner_without_room_is_passed_over() -> None:
     owner = UserFactory()
     fill(owner, 5)
-    assert not take(rooms={owner.pk: 0})
+    assert not take(rooms={owner.pk: (0, 0)})
+
+
+def test_an_owner_without_room_still_gets_a_one_time_password() -> None:
+    owner = UserFactory()
+    fill(owner, 5)
+    fill(owner, 5, lane=Lane.OTP)
+    assert [found.lane for found in take(rooms={owner.pk: (0, 3)})] == [Lane.OTP] * 3
 
 
 def test_every_owner_has_a_turn_even_when_they_are_many() -> None:

@@ -1,6 +1,7 @@
 """The drain job around the courier: when it sends for the next one."""
 
 from collections.abc import Iterator
+from threading import Thread
 
 import pytest
 
@@ -8,6 +9,7 @@ from mailqueue import jobs
 from mailqueue.delivery.courier import Courier
 from tasks import doorbell
 from tests.factories import MailFactory, sending_user
+from tests.machine import until
 from tests.relay import Relay
 
 pytestmark = pytest.mark.django_db(transaction=True, available_apps=["accounts", "tasks"])
@@ -33,6 +35,25 @@ def test_a_slice_that_ends_while_mail_waits_sends_for_the_next_drain(monkeypatch
         jobs.drain.apply().get()
         assert len(relay.accepted) < 20
     assert messages() == 1
+
+
+def test_who_knocks_while_another_owners_relay_hangs_is_let_in_at_once(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "mailqueue.delivery.courier.PAUSE_BETWEEN_CLAIMS", 60.0
+    )  # it looks if it hears, or not at all
+    monkeypatch.setattr(jobs, "SLICE_SECONDS", 10.0)
+    with Relay(delay=4) as hanging:
+        MailFactory.create_batch(3, owner=sending_user(hanging.port))
+        job = Thread(target=jobs.drain.apply)
+        job.start()
+        until(lambda: bool(hanging.sessions), "its mail is in hand")
+        late = MailFactory(owner=sending_user(relay.port))
+        assert doorbell.ring()
+        until(lambda: bool(relay.accepted_for(late.recipient)), "it has gone out")
+        assert not hanging.accepted
+        job.join()
 
 
 def test_a_drain_that_left_nothing_sends_for_nobody(relay: Relay) -> None:

@@ -1,7 +1,11 @@
 """How many mails of one owner a worker holds at once."""
 
-from mailqueue.delivery.hand import FIRST_HAND, LARGEST_HAND, Hand
+from uuid import uuid4
+
+from mailqueue.delivery.hand import FIRST_HAND, LARGEST_HAND, URGENT_HAND, Hand
 from mailqueue.delivery.routes import Route
+from tasks.ledger import Claimed
+from tasks.states import Lane
 
 SESSIONS = 10
 
@@ -14,6 +18,10 @@ def emptied(hand: Hand, *, filled_at: float, after: float) -> int:
     return hand.allowance
 
 
+def mail(lane: Lane) -> Claimed:
+    return Claimed(uuid4(), 1, 1, lane, 1, 8, 0, 0, None, "ada@example.com", "jane@example.com")
+
+
 def hand() -> Hand:
     return Hand(1, Route(None, SESSIONS, is_unproven=False))
 
@@ -22,6 +30,19 @@ def test_a_hand_that_goes_out_within_a_second_doubles_up_to_the_largest() -> Non
     fast = hand()
     grown = [emptied(fast, filled_at=at, after=0.1) for at in (10.0, 20.0, 30.0, 40.0)]
     assert grown == [2 * FIRST_HAND, 4 * FIRST_HAND, LARGEST_HAND, LARGEST_HAND]
+
+
+def test_a_full_hand_has_room_for_so_many_one_time_passwords() -> None:
+    full = hand()
+    for _ in range(FIRST_HAND):
+        full.take(mail(Lane.BULK))
+    assert (full.room(), full.urgent_room()) == (0, URGENT_HAND)
+    for _ in range(URGENT_HAND + 5):
+        full.take(mail(Lane.OTP))
+    assert (full.room(), full.urgent_room()) == (0, 0)
+    for _ in range(URGENT_HAND):
+        full.drop(mail(Lane.OTP))
+    assert full.urgent_room() == URGENT_HAND - 5
 
 
 def test_a_hand_that_takes_long_halves_down_to_two_mails_a_connection() -> None:
