@@ -53,7 +53,9 @@ def drain(self: "Task[Any, Any]") -> dict[str, int]:
                 _courier().look()
         report += draining.result()
         # Who drained to the end of the slice has more to do, and hands over at once.
-        heard = is_listener and (time.monotonic() >= end or _hears(_courier().opens_in()))
+        heard = is_listener and (
+            time.monotonic() >= end or _courier().has_overheard or _hears(_courier().opens_in())
+        )
     if is_listener:
         doorbell.go_to_sleep(heard=heard)
     return _keep_if(self, asdict(report), worth=bool(report.claimed))

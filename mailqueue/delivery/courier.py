@@ -79,6 +79,8 @@ class Courier:
         self._unsettled: list[tuple[Claimed, Settlement]] = []
         self._report = Report()
         self._stopping = False
+        #: A look was asked for when the drain had looked for the last time.
+        self.has_overheard = False
         self._chores: list[asyncio.Task[None]] = []
         self._serving: set[asyncio.Task[None]] = set()
 
@@ -98,7 +100,8 @@ class Courier:
         return asyncio.run_coroutine_threadsafe(self._drain(seconds), self._loop)
 
     def look(self) -> None:
-        """There is a new mail: the drain that is on looks at once, whatever it waits for."""
+        """There is a new mail: the drain that is on looks at once, whatever it waits for. See `has_overheard`."""
+        self.has_overheard = True
         self._loop.call_soon_threadsafe(self._knock)
 
     def _knock(self) -> None:
@@ -174,7 +177,7 @@ class Courier:
         end = self._loop.time() + seconds
         await asyncio.wait([self._recovery], timeout=seconds)
         while self._loop.time() < end and not self._stopping:
-            was_idle, was_knocked = not self._in_hand, self._knocked.is_set()
+            was_idle, was_knocked, self.has_overheard = not self._in_hand, self.has_overheard, False
             self._progress.clear()
             self._knocked.clear()
             room = min(GROUP, self.capacity - self._in_hand)
@@ -198,11 +201,12 @@ class Courier:
                     # That was all there is; a claim now would only stand in the way of the mails just claimed.
                     await self._wait_for_progress(PAUSE_BETWEEN_CLAIMS)
                 continue
-            if was_idle:  # what came to its end during the claim has made room that the claim did not know of
+            # What came to its end during the claim has made room that the claim did not know of.
+            if was_idle and not self.has_overheard:
                 break
             await self._wait_for_progress(min(PAUSE_BETWEEN_CLAIMS * 5, end - self._loop.time()))
             if self._in_hand:
-                await _within(PAUSE_BETWEEN_CLAIMS, self._knocked)
+                await _within(min(PAUSE_BETWEEN_CLAIMS, end - self._loop.time()), self._knocked)
         return report
 
     async def _wait_for_progress(self, seconds: float) -> None:

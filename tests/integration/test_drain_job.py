@@ -1,12 +1,14 @@
 """The drain job around the courier: when it sends for the next one."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 from threading import Thread
 
 import pytest
 
 from mailqueue import jobs
 from mailqueue.delivery.courier import Courier
+from mailqueue.delivery.hand import Report
 from tasks import doorbell
 from tests.factories import MailFactory, sending_user
 from tests.machine import until
@@ -43,7 +45,7 @@ def test_who_knocks_while_another_owners_relay_hangs_is_let_in_at_once(
     monkeypatch.setattr(
         "mailqueue.delivery.courier.PAUSE_BETWEEN_CLAIMS", 60.0
     )  # it looks if it hears, or not at all
-    monkeypatch.setattr(jobs, "SLICE_SECONDS", 10.0)
+    monkeypatch.setattr(jobs, "SLICE_SECONDS", 6.0)
     with Relay(delay=4) as hanging:
         MailFactory.create_batch(3, owner=sending_user(hanging.port))
         job = Thread(target=jobs.drain.apply)
@@ -54,6 +56,28 @@ def test_who_knocks_while_another_owners_relay_hangs_is_let_in_at_once(
         until(lambda: bool(relay.accepted_for(late.recipient)), "it has gone out")
         assert not hanging.accepted
         job.join()
+
+
+def test_a_knock_that_comes_when_the_drain_has_just_ended_is_not_lost(
+    courier: Courier, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drains, knocks = [], iter([True])
+
+    def begin(seconds: float) -> Future[Report]:
+        drains.append(Courier.begin_drain(courier, seconds))
+        return drains[-1]
+
+    def listen(_seconds: float) -> bool:
+        if next(knocks, False):
+            until(drains[0].done, "the drain has found nothing")
+            MailFactory(owner=sending_user(relay.port))
+            return True
+        return False
+
+    monkeypatch.setattr(courier, "begin_drain", begin)
+    monkeypatch.setattr(doorbell, "listen", listen)
+    jobs.drain.apply().get()
+    assert len(relay.accepted) == 1
 
 
 def test_a_drain_that_left_nothing_sends_for_nobody(relay: Relay) -> None:
