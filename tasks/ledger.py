@@ -7,9 +7,8 @@ Times are the database's: the clocks of workers may differ. No transaction here 
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from django.core.exceptions import EmptyResultSet
@@ -27,8 +26,7 @@ OWNERS_A_TURN = 64
 DEATHS_BEFORE_DELAY = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
+class Claimed(NamedTuple):
     """A mail in a worker's hand, until its lease ends."""
 
     token: uuid.UUID
@@ -46,8 +44,7 @@ class Claimed:
     raw: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(NamedTuple):
     """What a worker writes about a claimed mail. `wait` is in seconds from now; None keeps `due_at`.
 
     Without `outcome` no attempt is noted; with `give_back` the try is not used up; `is_lost` counts a worker's death.
@@ -103,7 +100,7 @@ def claim(
     quotas = {lane: max(1, limit * weight // total) for lane, weight in LANE_WEIGHTS.items()}
     parameters = _turns(quotas, room, rooms or {}, after, OWNERS_A_TURN)
     rows = _run(statements.CLAIM, parameters | {"limit": limit, "lease": lease_seconds, "token": token})
-    return [Claimed(token, *row) for row in rows]
+    return [Claimed._make((token, *row)) for row in rows]
 
 
 def is_anything_due() -> bool:
@@ -136,26 +133,27 @@ def settle(settlements: Sequence[Settlement], worker: str) -> set[int]:
         statements.SETTLE,
         {
             "worker": worker,
-            "ids": [one.id for one in settlements],
-            "tokens": [one.token for one in settlements],
-            "statuses": [int(one.status) for one in settlements],
-            "returned": [int(one.give_back) for one in settlements],
-            "lost": [int(one.is_lost) for one in settlements],
+            "ids": _array([one.id for one in settlements]),
+            "tokens": f"{{{','.join([one.token.hex for one in settlements])}}}",
+            "statuses": _array([one.status for one in settlements]),
+            "returned": _array([one.give_back for one in settlements]),
+            "lost": _array([one.is_lost for one in settlements]),
             "waits": [one.wait for one in settlements],
-            "reasons": [_stored(one.cancel_reason) for one in settlements],
-            "outcomes": [_stored(one.outcome) for one in settlements],
-            "phases": [_stored(one.phase) for one in settlements],
-            "codes": [one.code for one in settlements],
+            "reasons": _array([one.cancel_reason for one in settlements]),
+            "outcomes": _array([one.outcome for one in settlements]),
+            "phases": _array([one.phase for one in settlements]),
+            "codes": _array([one.code for one in settlements]),
             "replies": [one.reply for one in settlements],
-            "durations": [one.duration_ms for one in settlements],
-            "puts_off": [_stored(one.put_off) for one in settlements],
+            "durations": _array([one.duration_ms for one in settlements]),
+            "puts_off": _array([one.put_off for one in settlements]),
         },
     )
     return {row[0] for row in rows}
 
 
-def _stored(choice: int | None) -> int | None:
-    return None if choice is None else int(choice)
+def _array(numbers: Sequence[int | None]) -> str:
+    """As PostgreSQL writes it. psycopg would look at each number several times to find the type they share."""
+    return f"{{{','.join(['NULL' if one is None else f'{one:d}' for one in numbers])}}}"
 
 
 def renew(tokens: Sequence[uuid.UUID], lease_seconds: float) -> set[uuid.UUID]:

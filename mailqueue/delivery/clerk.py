@@ -2,7 +2,6 @@
 
 import logging
 import uuid
-from dataclasses import replace
 
 from django.db import DatabaseError, InterfaceError, OperationalError
 
@@ -89,8 +88,8 @@ def _settle_plainly(refused: Settlement, worker: str) -> set[int]:
     Left in process it would be rescued, sent and refused again, for ever.
     """
     why = "The database refused what the relay said; the log has it."
-    plain = replace(
-        refused, wait=refused.wait and UNWRITTEN_WAIT, phase=None, code=None, reply=why, duration_ms=0
+    plain = refused._replace(
+        wait=refused.wait and UNWRITTEN_WAIT, phase=None, code=None, reply=why, duration_ms=0
     )
     held = Settlement(refused.id, refused.token, Status.UNCERTAIN, outcome=Outcome.UNCERTAIN, reply=why)
     try:

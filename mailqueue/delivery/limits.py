@@ -8,7 +8,7 @@ process keeps to its own share.
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 
@@ -165,7 +165,7 @@ def _admit_domains(admission: Admission) -> Admission:
 
 
 def _put_off(mail: Claimed, wait: float | None, why: PutOff) -> Settlement:
-    return replace(retry.put_back(mail, ""), wait=wait, put_off=why)
+    return retry.put_back(mail, "")._replace(wait=wait, put_off=why)
 
 
 def next_opening() -> float | None:
