@@ -195,7 +195,7 @@ class Courier:
                 continue
             if claimed:
                 report.claimed += len(claimed)
-                if len(claimed) == room:
+                if len(claimed) == room or self._has_filled_a_hand(claimed):
                     await self._in_thread(doorbell.call)
                 elif not self._last_owner:
                     # That was all there is; a claim now would only stand in the way of the mails just claimed.
@@ -238,6 +238,11 @@ class Courier:
             self._hands[owner_id].hurry()
             self._set_to_work(self._hands[owner_id], its_route)
         return claimed
+
+    def _has_filled_a_hand(self, claimed: list[Claimed]) -> bool:
+        """Whether an owner got as much as their hand had room for, so that more of theirs may wait."""
+        hands = (self._hands[owner_id] for owner_id in {mail.owner_id for mail in claimed})
+        return any(hand.held >= hand.allowance for hand in hands)
 
     def _set_to_work(self, hand: Hand, route: Route) -> None:
         """As many sessions as there are mails and as both the account and this process may have."""

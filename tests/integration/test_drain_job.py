@@ -8,7 +8,7 @@ import pytest
 
 from mailqueue import jobs
 from mailqueue.delivery.courier import Courier
-from mailqueue.delivery.hand import Report
+from mailqueue.delivery.hand import FIRST_HAND, Report
 from tasks import doorbell
 from tests.factories import MailFactory, sending_user
 from tests.machine import until
@@ -78,6 +78,13 @@ def test_a_knock_that_comes_when_the_drain_has_just_ended_is_not_lost(
     monkeypatch.setattr(doorbell, "listen", listen)
     jobs.drain.apply().get()
     assert len(relay.accepted) == 1
+
+
+def test_who_finds_more_than_one_owners_hand_takes_calls_another_worker(relay: Relay) -> None:
+    MailFactory.create_batch(FIRST_HAND + 1, owner=sending_user(relay.port))
+    jobs.drain.apply().get()
+    assert len(relay.accepted) == FIRST_HAND + 1
+    assert messages() == 1
 
 
 def test_a_drain_that_left_nothing_sends_for_nobody(relay: Relay) -> None:
