@@ -17,7 +17,8 @@ from redis.commands.core import Script
 
 logger = logging.getLogger(__name__)
 
-BELL, AWAKE, KNOCK, CALL = "mailqueue:bell", "mailqueue:awake", "mailqueue:knock", "mailqueue:call"
+BELL, AWAKE, KNOCK = "mailqueue:bell", "mailqueue:awake", "mailqueue:knock"
+CALL, HELP = "mailqueue:call", "mailqueue:help"
 #: Set by every drain and by every tick of beat; they lapse when nobody does so any more.
 DRAINED, TICKED = "mailqueue:drained", "mailqueue:ticked"
 #: Celery's own list of messages for the drain queue (its global_keyprefix before the queue's name).
@@ -75,9 +76,18 @@ def ring() -> bool:
 
 
 def call() -> None:
-    """Wakes one more worker, whoever is awake: there is more to do than one can, or nobody has come."""
+    """Wakes one more worker, whoever is awake: something is due, and perhaps nobody has come."""
+    _call(CALL)
+
+
+def call_for_help() -> None:
+    """The same, by a worker who has seen more than one can do. That somebody has just looked does not help them."""
+    _call(HELP)
+
+
+def _call(key: str) -> None:
     try:
-        if client().set(CALL, "1", nx=True, px=CALL_MILLISECONDS):
+        if client().set(key, "1", nx=True, px=CALL_MILLISECONDS):
             _publish()
     except _FAILURES as error:
         logger.warning("doorbell_failed", extra={"error": repr(error)})

@@ -196,7 +196,7 @@ class Courier:
             if claimed:
                 report.claimed += len(claimed)
                 if len(claimed) == room or self._has_filled_a_hand(claimed):
-                    await self._in_thread(doorbell.call)
+                    await self._in_thread(doorbell.call_for_help)
                 elif not self._last_owner:
                     # That was all there is; a claim now would only stand in the way of the mails just claimed.
                     await self._wait_for_progress(PAUSE_BETWEEN_CLAIMS)
