@@ -4,8 +4,6 @@ import os
 
 from celery import Celery
 
-from mailqueue.standby import StandbyStep
-
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 
 app = Celery("mailqueue")
@@ -14,5 +12,5 @@ app.config_from_object("django.conf:settings", namespace="CELERY")
 # (342 against 152 mails/s); it reads this name from the app's own configuration only.
 app.conf.CELERY_DB_REUSE_MAX = 1_000_000
 app.autodiscover_tasks(["mailqueue"], related_name="jobs")
-# Delivery goes on while the broker is away.
-app.steps["worker"].add(StandbyStep)
+# Delivery goes on while the broker is away. By name, for only workers need Celery's worker in their memory.
+app.steps["worker"].add("mailqueue.standby:StandbyStep")
