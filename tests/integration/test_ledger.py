@@ -119,6 +119,16 @@ def test_many_are_settled_at_once_each_its_own_way() -> None:
     assert Attempt.objects.count() == 2
 
 
+def test_a_claim_counts_what_it_holds_and_goes_with_the_last() -> None:
+    MailFactory.create_batch(3)
+    mails = ledger.claim(3, 60, token=uuid4(), room=50)
+    for left in (2, 1):
+        settle(mails.pop(), status=Status.SUCCESS, outcome=Outcome.ACCEPTED)
+        assert Claim.objects.get().held == left
+    settle(mails.pop(), **FAILED_FOR_NOW)
+    assert not Claim.objects.exists()
+
+
 def test_a_foreign_token_changes_nothing() -> None:
     mail = claimed_mail()
     before = MailTask.objects.values().get(id=mail.id)

@@ -1,0 +1,100 @@
+"""Workers, people and upkeep at the ledger all at once: whoever wins, the narrow tables say what the mails say."""
+
+import random
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
+
+import pytest
+from django.db import connection
+
+from accounts.models import User
+from tasks import ledger, submission
+from tasks.ledger import Claimed, Settlement
+from tasks.models import Claim, Due, MailTask
+from tasks.states import WAITING, CancelReason, Lane, OnUncertain, Outcome, Status
+from tests.factories import UserFactory, end_leases
+
+pytestmark = pytest.mark.django_db(transaction=True, available_apps=["accounts", "tasks"])
+ROUNDS = 60
+
+
+def ends(mail: Claimed) -> list[Settlement]:
+    """Whatever may become of a mail."""
+    pk, token = mail.id, mail.token
+    return [
+        Settlement(pk, token, Status.SUCCESS, outcome=Outcome.ACCEPTED),
+        Settlement(pk, token, Status.FAILED, wait=0.0, give_back=True, outcome=Outcome.TEMPORARY),
+        Settlement(
+            pk, token, Status.CANCELLED, cancel_reason=CancelReason.REJECTED, outcome=Outcome.REJECTED
+        ),
+        Settlement(pk, token, Status.UNCERTAIN, outcome=Outcome.UNCERTAIN),
+        Settlement(pk, token, Status.QUEUED, give_back=True),
+    ]
+
+
+class Crowd:
+    """Each method is one turn of somebody."""
+
+    def __init__(self, owners: list[User]) -> None:
+        self.owners = owners
+
+    def enter(self, dice: random.Random) -> None:
+        for _ in range(5):
+            owner = dice.choice(self.owners)
+            mail = submission.NewMail(
+                "jane@example.com",
+                "hello",
+                "Hello.",
+                lane=dice.choice(list(Lane)),
+                on_uncertain=dice.choice(list(OnUncertain)),
+            )
+            assert ledger.enter(*submission._compose(owner, mail, owner.smtp))
+
+    def work(self, dice: random.Random) -> None:
+        token = uuid4()
+        mails = ledger.claim(dice.choice([5, 50]), dice.choice([0.0, 60.0]), token=token, room=20)
+        dice.shuffle(mails)
+        if dice.random() < 0.1:
+            return  # it died
+        while mails:
+            part = [mails.pop() for _ in range(min(len(mails), dice.randint(1, 20)))]
+            ledger.settle([dice.choice(ends(mail)) for mail in part], "worker:1")
+            ledger.renew([token], 60)
+
+    def decide(self, dice: random.Random) -> None:
+        ids = list(MailTask.objects.order_by("-id").values_list("id", flat=True)[:50])
+        deed = dice.choice([submission.cancel, submission.retry, submission.accept, submission.send_again])
+        deed(MailTask.objects.filter(id__in=dice.sample(ids, len(ids) // 2)))
+
+    def keep_up(self, _dice: random.Random) -> None:
+        ledger.rescue(50)
+        ledger.expire()
+        ledger.is_anything_due()
+
+
+def turns(deed: Callable[[random.Random], None], seed: int) -> None:
+    dice = random.Random(seed)
+    try:
+        for _ in range(ROUNDS):
+            deed(dice)
+    finally:
+        connection.close()
+
+
+def test_whoever_wins_each_mail_that_waits_has_one_ticket_and_nothing_stays_held() -> None:
+    crowd = Crowd(UserFactory.create_batch(3))
+    deeds = [crowd.enter, crowd.enter, crowd.work, crowd.work, crowd.work, crowd.decide, crowd.decide]
+    deeds += [crowd.keep_up, crowd.keep_up]
+    with ThreadPoolExecutor(len(deeds)) as pool:
+        for turn in [pool.submit(turns, deed, seed) for seed, deed in enumerate(deeds)]:
+            turn.result()
+    end_leases()
+    while ledger.rescue():
+        pass
+    assert not MailTask.objects.filter(status=Status.PROCESSING).exists()
+    assert not Claim.objects.exists()
+    told = ("id", "owner", "lane", "due_at", "expires_at")
+    waiting = MailTask.objects.filter(status__in=WAITING).values_list(*told)
+    assert set(waiting) == set(Due.objects.values_list("task", *told[1:]))
+    assert waiting
