@@ -214,7 +214,10 @@ class Sender:
 
     def until(self, pk: int, status: str, seconds: float = PATIENCE) -> dict[str, Any]:
         """The task as soon as it has come to this status."""
-        until(lambda: self.task(pk)["status"] == status, f"task {pk} is {status}", seconds)
+        try:
+            until(lambda: self.task(pk)["status"] == status, f"task {pk} is {status}", seconds)
+        except AssertionError as error:  # what it is instead says why
+            raise AssertionError(f"{error}\n{self.task(pk)}\n{self.account()}") from None
         return self.task(pk)
 
     def until_paused(self) -> dict[str, Any]:
