@@ -120,10 +120,13 @@ def stay_awake(seconds: int) -> bool:
 
 
 def listen(seconds: float) -> bool:
-    """Waits for a knock; below a second, for that is the client's patience."""
+    """Waits for a knock; below a second, for that is the client's patience. So long too where nobody can knock, for
+    who listens again and again must not spin."""
+    began = time.monotonic()
     try:
         return client().blpop([KNOCK], timeout=seconds) is not None
     except redis.RedisError:
+        time.sleep(max(0.0, began + seconds - time.monotonic()))
         return False
 
 
