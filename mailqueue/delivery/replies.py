@@ -112,7 +112,8 @@ RULES: list[type_rule] = [
     (lambda code, _e, _a: code in (530, 534, 535, 538), _ACCOUNT),
     # Refused before a mail was named, so it is not about the mail.
     (lambda code, _e, a: a.phase <= Phase.AUTH and 500 <= code < 600, _ACCOUNT),
-    (lambda code, e, _a: code in (432, 454) and e in ("4.7.0", ""), _THROTTLED),
+    # Commands out of order: about the session, which is given up, and not about the mail.
+    (lambda code, _e, _a: code == 503, _TEMPORARY),
     (lambda code, _e, a: code in (432, 454) or (code == 421 and bool(_RATE.search(a.text))), _THROTTLED),
     (
         lambda code, e, a: code == 421 and e.startswith("4.7.") and "greylist" not in a.text.lower(),

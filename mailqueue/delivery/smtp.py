@@ -175,7 +175,7 @@ class Session:
         self._smtputf8 = smtputf8
         self.opened_at = self.used_at = time.monotonic()
         self.transactions = 0
-        self._needs_reset = False
+        self._is_within_a_mail = False  # the relay may remember a MAIL that came to no good end
 
     @property
     def is_usable(self) -> bool:
@@ -206,8 +206,7 @@ class Session:
         except BaseException:  # cut off in the middle, the session is good for nothing
             self.abort()
             raise
-        self._needs_reset = answer.code is not None and not 200 <= answer.code < 300
-        if answer.code == 421:  # the relay closes after this
+        if answer.code in (421, 503):  # it closes after the one; with the other it and we are out of step
             self.abort()
         self.used_at = time.monotonic()
         return answer
@@ -232,9 +231,9 @@ class Session:
             (Phase.RCPT, f"RCPT TO:<{recipient}>\r\n"),
             (Phase.DATA, "DATA\r\n"),
         ]
-        if self._needs_reset:
+        if self._is_within_a_mail:
             commands.insert(0, (Phase.MAIL, "RSET\r\n"))
-            self._needs_reset = False
+        self._is_within_a_mail = True
         if self._pipelining:
             return (yield from self._exchange(commands))
         for command in commands:
@@ -277,6 +276,7 @@ class Session:
         replies = yield 1, DEADLINES[Phase.REPLY]
         if not replies:
             return Answer(Phase.REPLY, fault=connection.fault)
+        self._is_within_a_mail = not 200 <= replies[0][0] < 300
         return Answer(Phase.REPLY, *replies[0])
 
     def quit(self) -> None:

@@ -271,6 +271,38 @@ def test_after_a_refusal_the_connection_is_reset_and_used_again(
         assert verbs(relay)["RSET"] == 1
 
 
+@pytest.mark.parametrize("pipelining", [True, False])
+def test_a_mail_kept_back_does_not_hide_the_refusal_before_it(courier: Courier, pipelining: bool) -> None:
+    """The relay is told nothing of it, so it still waits for what was refused to be reset."""
+    with Relay(size=100, pipelining=pipelining) as relay:
+        owner = sending_user(relay.port, max_connections=1)
+        relay.on("rcpt", "451 4.3.0 not now")
+        refused = mail_for(relay, owner)
+        courier.drain(LONG)
+        mail_for(relay, owner, raw=b"x" * 99 + b"\r\n")
+        courier.drain(LONG)
+        mail_for(relay, owner, recipient="jürgen@example.com")
+        courier.drain(LONG)
+        last = mail_for(relay, owner)
+        courier.drain(LONG)
+        assert now_as(refused).status == Status.FAILED
+        assert words(last) == [("accepted", "reply", 250)]
+        assert len(relay.sessions) == 1
+        assert verbs(relay)["RSET"] == 1
+
+
+def test_a_session_out_of_step_is_left_and_the_mail_tried_again(relay: Relay, courier: Courier) -> None:
+    """503 speaks of the commands' order; it says nothing against the mail."""
+    owner = sending_user(relay.port, max_connections=1)
+    mail = mail_for(relay, owner)
+    relay.on("mail", "503 5.5.1 nested MAIL command")
+    courier.drain(LONG)
+    make_due()
+    courier.drain(LONG)
+    assert words(mail) == [("temporary", "mail", 503), ("accepted", "reply", 250)]
+    assert len(relay.sessions) == 2
+
+
 def test_a_relay_that_refuses_the_recipient_and_takes_the_content_gets_none(
     relay: Relay, courier: Courier
 ) -> None:

@@ -71,6 +71,11 @@ REPLIES = [
     ("rcpt", "550 5.7.1 Relaying denied", REJECTED),
     ("reply", "554 5.7.1 On a block list", REJECTED),
     ("reply", "550 5.1.1 No such user, said late", REJECTED),
+    # out of step: about the session, not the mail
+    ("mail", "503 5.5.1 Error: nested MAIL command", TEMPORARY),
+    ("rcpt", "503 sender not yet given", TEMPORARY),
+    ("data", "503 Valid RCPT command must precede DATA", TEMPORARY),
+    ("reply", "503", TEMPORARY),
     # too big, other 5yz
     ("mail", "552 5.3.4 Message too big", REJECTED),
     ("rcpt", "550 No such user, and no enhanced code", REJECTED),
