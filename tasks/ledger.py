@@ -197,21 +197,16 @@ def rescue(limit: int = 1000) -> int:
     return len(rescued)
 
 
+def put_back(mail: Claimed, why: str) -> Settlement:
+    """Unsent for a reason that is not the mail's own: as it was before, the try not used up."""
+    status = Status.FAILED if mail.try_count > 1 else Status.QUEUED
+    return Settlement(id=mail.id, token=mail.token, status=status, give_back=True, reply=why)
+
+
 def take_back(mails: Sequence[Claimed], why: str) -> int:
-    """As they were before, the try not used up, what a dead worker held and had surely not sent; how many.
-    The death is counted all the same: it may be the mail that kills them."""
-    unsent = [
-        Settlement(
-            id=mail.id,
-            token=mail.token,
-            status=Status.FAILED if mail.try_count > 1 else Status.QUEUED,
-            wait=_delay(mail.lost_count),
-            give_back=True,
-            is_lost=True,
-            reply=why,
-        )
-        for mail in mails
-    ]
+    """Puts back what a dead worker held and had surely not sent; how many. The death is counted: it may be the mail
+    that kills them."""
+    unsent = [put_back(mail, why)._replace(wait=_delay(mail.lost_count), is_lost=True) for mail in mails]
     return len(settle(unsent, "")) if unsent else 0
 
 

@@ -27,6 +27,8 @@ class Clerk:
         self._journal = journal
         #: What the next claim holds its mails under; a claim that finds nothing leaves it to the one after.
         self._token = uuid.uuid4()
+        #: Of claims whose answer was lost: the database may have committed them all the same.
+        self._doubtful: list[uuid.UUID] = []
 
     def claim(
         self, limit: int, lease_seconds: float, rooms: dict[int, tuple[int, int]], after: int
@@ -52,17 +54,34 @@ class Clerk:
         self, limit: int, lease_seconds: float, rooms: dict[int, tuple[int, int]], after: int
     ) -> list[Claimed]:
         """The token is in the journal before the claim: no mail is ever held under one that no journal knows."""
+        self._put_back_doubtful()
         self._journal.claimed(self._token)
         try:
             claimed = ledger.claim(
                 limit, lease_seconds, token=self._token, room=FIRST_HAND, rooms=rooms, after=after
             )
-        except BaseException:  # whatever was committed all the same is the lease's
+        except (OperationalError, InterfaceError):
+            self._doubtful.append(self._token)
+            self._token = uuid.uuid4()
+            raise
+        except BaseException:
             self.release()
             raise
         if claimed:
             self._token = uuid.uuid4()
         return claimed
+
+    def _put_back_doubtful(self) -> None:
+        """What is held under them nobody sends, and it need not wait for its lease."""
+        if not self._doubtful:
+            return
+        why = "The database was away when it was claimed."
+        unsent = [ledger.put_back(mail, why) for mail in ledger.held(self._doubtful)]
+        if unsent:
+            ledger.settle(unsent, self._worker)
+        for token in self._doubtful:
+            self._journal.released(token)
+        self._doubtful.clear()
 
     def release(self) -> None:
         """Lets the token go that was meant for the next claim."""

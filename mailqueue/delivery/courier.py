@@ -292,7 +292,7 @@ class Courier:
             verdict = replies.read(answer)
         except UnwritableError as error:
             logger.exception("journal_unwritable", extra={"task_id": mail.id})
-            self._note(mail, retry.put_back(mail, f"The worker cannot write its journal: {error}"[:500]))
+            self._note(mail, ledger.put_back(mail, f"The worker cannot write its journal: {error}"[:500]))
             return
         except Exception:
             # Put off and counted first, so that a mail that makes us raise stops nobody, then told.
@@ -379,13 +379,13 @@ class Courier:
     def _park(self, hand: Hand, mail: Claimed, answer: Answer) -> None:
         """The account is at fault, and its breaker open: its mails go back as they were."""
         for one in [mail, *hand.mails]:
-            self._note(one, retry.put_back(one, str(answer)))
+            self._note(one, ledger.put_back(one, str(answer)))
         hand.mails.clear()
 
     def _put_back_unstarted(self) -> None:
         for hand in self._hands.values():
             for mail in hand.mails:
-                self._note(mail, retry.put_back(mail, "The worker was told to stop."))
+                self._note(mail, ledger.put_back(mail, "The worker was told to stop."))
             hand.mails.clear()
 
     # Settling ---------------------------------------------------------------------------------------

@@ -20,8 +20,7 @@ from django.utils import timezone
 from redis.commands.core import Script
 
 from accounts.models import SmtpAccount
-from mailqueue.delivery import retry
-from tasks import doorbell
+from tasks import doorbell, ledger
 from tasks.ledger import Claimed, Settlement
 from tasks.states import PutOff
 
@@ -165,7 +164,7 @@ def _admit_domains(admission: Admission) -> Admission:
 
 
 def _put_off(mail: Claimed, wait: float | None, why: PutOff) -> Settlement:
-    return retry.put_back(mail, "")._replace(wait=wait, put_off=why)
+    return ledger.put_back(mail, "")._replace(wait=wait, put_off=why)
 
 
 def next_opening() -> float | None:

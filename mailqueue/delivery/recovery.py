@@ -55,7 +55,7 @@ def _conclusions(content: Content, mails: Iterable[Claimed]) -> Iterable[Settlem
         verdict = replies.read(answer)
         if verdict.meaning in (Meaning.ACCOUNT, Meaning.THROTTLED):
             # Not the mail's fault. If the account is still at fault, its next mail opens the breaker.
-            yield retry.put_back(mail, str(answer))
+            yield ledger.put_back(mail, str(answer))
         else:
             yield retry.conclude(
                 mail,

@@ -77,9 +77,3 @@ def _decide(mail: Claimed, verdict: Verdict, now: datetime, schedule: Sequence[i
     if mail.expires_at is not None and now + timedelta(seconds=wait) >= mail.expires_at:
         return Status.CANCELLED, outcome, None, CancelReason.EXPIRED
     return Status.FAILED, outcome, wait, None
-
-
-def put_back(mail: Claimed, why: str) -> Settlement:
-    """Unsent for a reason that is not the mail's own: as it was before, the try not used up."""
-    status = Status.FAILED if mail.try_count > 1 else Status.QUEUED
-    return Settlement(id=mail.id, token=mail.token, status=status, give_back=True, reply=why)

@@ -10,7 +10,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
 from django.utils import timezone
 
 from accounts.models import AccountState, Security, SmtpAccount, User
@@ -881,4 +881,44 @@ def test_a_verdict_that_cannot_be_written_at_all_is_held_for_a_person(relay: Rel
         assert now_as(mail).status == Status.UNCERTAIN
         assert ledger.rescue() == 0
         assert courier.drain(LONG).claimed == 0
+    assert len(relay.accepted) == 1
+
+
+def claim_whose_answer_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL has committed it when the connection breaks; the next one is answered."""
+    really = ledger.claim
+
+    def claim(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(ledger, "claim", really)
+        really(*args, **kwargs)
+        raise OperationalError("server closed the connection unexpectedly")
+
+    monkeypatch.setattr(ledger, "claim", claim)
+
+
+def test_a_claim_whose_answer_was_lost_does_not_wait_for_its_lease(
+    relay: Relay, courier: Courier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mails = [mail_for(relay, sending_user(relay.port)) for _ in range(3)]
+    claim_whose_answer_is_lost(monkeypatch)
+    assert courier.drain(LONG) == Report(claimed=3, sent=3)
+    assert [(now_as(mail).try_count, mail.lost_count, len(words(mail))) for mail in mails] == [(1, 0, 1)] * 3
+    assert len(relay.accepted) == 3
+
+
+def test_whoever_dies_before_it_has_looked_again_leaves_that_claim_to_the_next(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mail = mail_for(relay)
+    first = Courier("worker:1").start()
+    claim_whose_answer_is_lost(monkeypatch)
+    with pytest.raises(OperationalError):
+        first._clerk.claim(10, LONG, {}, 0)
+    first.stop(5)
+    assert now_as(mail).status == Status.PROCESSING
+    second = Courier("worker:2").start()
+    try:
+        assert second.drain(LONG) == Report(claimed=1, sent=1)
+    finally:
+        second.stop(5)
     assert len(relay.accepted) == 1

@@ -8,7 +8,8 @@ from uuid import uuid4
 import pytest
 
 from mailqueue.delivery.replies import Answer, Meaning, Verdict
-from mailqueue.delivery.retry import conclude, put_back, wait_after
+from mailqueue.delivery.retry import conclude, wait_after
+from tasks import ledger
 from tasks.ledger import Claimed, Settlement
 from tasks.states import TRANSITIONS, CancelReason, Lane, OnUncertain, Outcome, Phase, Status
 
@@ -139,7 +140,7 @@ def test_what_the_relay_said_is_kept() -> None:
 
 @pytest.mark.parametrize(("tries", "status"), [(1, Status.QUEUED), (2, Status.FAILED)])
 def test_a_mail_put_back_keeps_its_try_and_has_no_attempt(tries: int, status: Status) -> None:
-    back = put_back(claimed(try_count=tries), "535 no")
+    back = ledger.put_back(claimed(try_count=tries), "535 no")
     assert back.status == status
     assert back.give_back
     assert (back.outcome, back.wait, back.cancel_reason) == (None, None, None)
