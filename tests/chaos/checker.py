@@ -85,11 +85,14 @@ class Verdict:
     longest_call: float = 0
     seconds: float = 0
     broken: list[str] = field(default_factory=list)
+    is_failure: bool = False
 
     @classmethod
     def of_failure(cls, why: str) -> "Verdict":
         """Of a case that did not come to its end."""
-        return cls(0, 0, 0, 0, 0, 0, 0, 0, broken=[f"the case did not come to its end: {why}"])
+        return cls(
+            0, 0, 0, 0, 0, 0, 0, 0, broken=[f"the case did not come to its end: {why}"], is_failure=True
+        )
 
     @property
     def slowest_recovery(self) -> float:

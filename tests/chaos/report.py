@@ -30,7 +30,7 @@ class Line(NamedTuple):
     @property
     def is_well(self) -> bool:
         """All promises were kept; or, with a guard taken out, it was noticed."""
-        return bool(self.verdict.broken) == self.case.must_break
+        return not self.verdict.is_failure and bool(self.verdict.broken) == self.case.must_break
 
 
 def row(line: Line) -> str:
@@ -46,7 +46,9 @@ def row(line: Line) -> str:
 def _remark(line: Line) -> str:
     broken = len(line.verdict.broken)
     if line.case.must_break:
-        return f"  red, as it must be: {broken}" if line.is_well else "  GREEN: the suite has noticed nothing"
+        return (
+            f"  red, as it must be: {broken}" if line.is_well else "  NOT RED: the suite has noticed nothing"
+        )
     return "" if line.is_well else f"  BROKEN: {broken}, logs in {line.logs}"
 
 

@@ -132,7 +132,7 @@ class Stage:
 
     def prepare(self) -> None:
         """Migrates."""
-        command = [sys.executable, "manage.py", "migrate", "--verbosity", "0"]
+        command = [sys.executable, "manage.py", "migrate", "--verbosity", "0", "--skip-checks"]
         subprocess.run(command, cwd=ROOT, env=self._env, check=True)
 
     def until_up(self) -> None:
