@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check bench lock
+.PHONY: help run demo test check bench chaos lock
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -36,6 +36,9 @@ _check-django:
 
 bench: .venv/installed-dev ## the benchmarks, side by side with what others do
 	@exec $(VENV) -m tests.bench $(ARGS)
+
+chaos: .venv/installed-dev ## the fault suite: every promise under every fault, some 90 minutes (SCALE=0.05 ARGS="--only C1")
+	@exec $(VENV) -m tests.chaos $(ARGS)
 
 lock: .venv/installed-dev ## resolve pyproject.toml anew into requirements.txt and requirements-dev.txt
 	$(VENV) -m uv pip compile --universal --generate-hashes -p 3.11 --custom-compile-command "make lock" \

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tests.chaos import sabotage
-from tests.chaos.client import Call
+from tests.chaos.client import Call, Owner
 from tests.chaos.proxy import Mode, Proxy
 from tests.chaos.run import SOON, Case, Run
 from tests.chaos.stage import BEATS, GRACE, SETTINGS, UPKEEP, WEBS, WORKERS
@@ -83,7 +83,7 @@ def _until_ended(run: Run, call: Call) -> None:
     """Whoever needs the lease for it is not told so by waiting for ever."""
     ended = "SELECT count(*) FROM tasks_mailtask WHERE id = %s AND status IN (2, 4, 6)"
     end, rescued = time.monotonic() + SOON, time.monotonic()
-    while run.stage.query(ended, call.task_id) != [(1,)] and time.monotonic() < end:
+    while run.stage.query(ended, [call.task_id]) != [(1,)] and time.monotonic() < end:
         if time.monotonic() > rescued + 2:
             run.stage.send("rescue")
             rescued = time.monotonic()
@@ -114,6 +114,44 @@ def _terminate(run: Run, name: str) -> None:
     with run.fault(f"terminate {name}"):
         took = run.stage.terminate(name)
     run.expect(took < GRACE, f"{name} was not gone after {GRACE:.0f} s")
+
+
+def upgrade(run: Run) -> None:
+    """R2: parts of this release come up before the database is migrated, in which older ones have left mail in every
+    state that goes on. Nothing is accepted before; then all of it goes, and nobody has to be started again."""
+    owner = run.owner()
+    for call in (_left_by_an_older(run, owner, status) for status in (0, 1, 3, 5) for _ in range(10)):
+        run.client.calls.append(call)
+    before = _pids(run)
+    with run.in_background(lambda: run.client.send([owner], run.mails, per_second=run.mails / 20)):
+        time.sleep(8)
+        early = [call for call in run.client.accepted if call.answer == "202"]
+        with run.fault("migrate", cuts_off=True):
+            run.stage.migrate()
+    run.expect(not early, f"{len(early)} mails were accepted before the migration")
+    run.expect(_pids(run) == before, "a part of the service had to be started again")
+
+
+_OLDER = """
+WITH task AS (
+    INSERT INTO tasks_mailtask (owner_id, status, lane, try_count, max_tries, on_uncertain, lost_count, due_at,
+        created_at, moved_at, sender, recipient, subject, message_id, last_reply, lease_until, claim_token)
+    SELECT %(owner)s, %(status)s, 1, 1, 8, 0, 0, now(), now(), now(), 'old@example.com', %(recipient)s, 'chaos',
+        %(message_id)s, '', CASE WHEN %(status)s = 1 THEN now() END,
+        CASE WHEN %(status)s = 1 THEN gen_random_uuid() END
+    RETURNING id)
+INSERT INTO tasks_mailcontent (task_id, raw) SELECT id, %(raw)s FROM task RETURNING task_id
+"""
+
+
+def _left_by_an_older(run: Run, owner: Owner, status: int) -> Call:
+    """A mail in this state, as the schema `older` has it."""
+    recipient = run.client.address()
+    message_id = f"<{recipient}>"
+    raw = f"Message-ID: {message_id}\r\nSubject: chaos\r\n\r\nold\r\n".encode()
+    row = {"owner": owner.pk, "status": status, "recipient": recipient, "message_id": message_id, "raw": raw}
+    ((pk,),) = run.stage.query(_OLDER, row)
+    return Call(recipient, time.time(), time.time(), pk, "of an older release")
 
 
 # Redis ----------------------------------------------------------------------------------------------
@@ -237,7 +275,7 @@ class Watch:
             self._limited, kind="expires", expires_at=(datetime.now(UTC) + timedelta(seconds=2)).isoformat()
         )
         for pk, status, what in ((mail, 2, "sent"), (waits, 4, "cancelled at its time")):
-            while run.stage.query("SELECT status FROM tasks_mailtask WHERE id = %s", pk) != [(status,)]:
+            while run.stage.query("SELECT status FROM tasks_mailtask WHERE id = %s", [pk]) != [(status,)]:
                 if time.monotonic() > began + BACK_WITHIN:
                     run.expect(False, f"after {BACK_WITHIN:.0f} s a mail was not {what}")
                     return
@@ -391,6 +429,7 @@ CASES = (
         stage={"redis_link": True},
     ),
     Case("R1", "every part told to go, in turn", 5_000, 16, roll_everything, in_ci=True, cuts_off=False),
+    Case("R2", "started before its migration", 500, 1, upgrade, stage={"older": "0004"}),
 )  # fmt: skip
 
 #: The suite's own test.

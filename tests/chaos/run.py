@@ -88,7 +88,7 @@ class Run:
             rest = self.mails - at_once
             self.client.send(owners, rest, per_second=rest / seconds, **how)
 
-        with self._in_background(send):
+        with self.in_background(send):
             until(lambda: self.client.accepted or self.broken, "the first mail is accepted")
             yield
 
@@ -99,7 +99,7 @@ class Run:
         for number in range(self.times):
             share = self.mails * (number + 1) // self.times - self.mails * number // self.times
             before = self.sink.count()
-            with self._in_background(lambda share=share: self.client.send(owners, share)):
+            with self.in_background(lambda share=share: self.client.send(owners, share)):
                 # Where nothing arrives the fault comes all the same.
                 deadline = time.monotonic() + 5
                 while self.sink.count() == before and time.monotonic() < deadline:
@@ -110,7 +110,9 @@ class Run:
             time.sleep(gap * self.dice.uniform(0.5, 1.5))
 
     @contextmanager
-    def _in_background(self, deed: Callable[[], None]) -> Iterator[None]:
+    def in_background(self, deed: Callable[[], None]) -> Iterator[None]:
+        """Meanwhile; it has ended when this does."""
+
         def noting() -> None:
             try:
                 deed()
@@ -160,7 +162,7 @@ class Run:
         """Waits, and judges."""
         self.wait()
         rows = [
-            Row(*row) for row in self.stage.query(f"{checker.ROWS} WHERE owner_id = ANY(%s)", self._ids())
+            Row(*row) for row in self.stage.query(f"{checker.ROWS} WHERE owner_id = ANY(%s)", [self._ids()])
         ]
         calls = list(self.client.calls)
         verdict = checker.judge(Evidence(calls, self._taken(), rows, self.faults), **self.case.judged)
@@ -179,7 +181,7 @@ class Run:
         return [owner.pk for owner in self.owners]
 
     def _unfinished(self) -> int:
-        return int(self.stage.query(f"{checker.UNFINISHED} AND owner_id = ANY(%s)", self._ids())[0][0])
+        return int(self.stage.query(f"{checker.UNFINISHED} AND owner_id = ANY(%s)", [self._ids()])[0][0])
 
     def _secrets_shown(self) -> list[str]:
         results = self.stage.query(

@@ -64,10 +64,12 @@ class Stage:
         has_redis: bool = True,
         redis_link: bool = False,
         small_disk: bool = False,
+        older: str = "",
         **settings: str,
     ) -> None:
         """`without` takes out one of sabotage.GUARDS; `mortal` workers die at sabotage.POINTS; with `redis_link` its
-        parts reach Redis through a proxy; with `small_disk` PostgreSQL has one that `full_disk` can fill."""
+        parts reach Redis through a proxy; with `small_disk` PostgreSQL has one that `full_disk` can fill; `older` is
+        the migration of `tasks` that its database begins with, until `migrate`."""
         self.folder = folder
         self.points = folder / "points"
         self.points.mkdir()
@@ -78,6 +80,7 @@ class Stage:
             self.postgres.settings = self.postgres.settings | {"max_wal_size": "128MB"}
         self.redis = Redis(folder / "redis", secrets.token_hex(16))
         self._has_redis = has_redis
+        self._older = older
         self.redis_link = Proxy(self.redis.port)
         self._is_linked = redis_link
         self.ports = {name: free_port() for name in WEBS}
@@ -125,14 +128,18 @@ class Stage:
             | self._sabotage
             | {"DATABASE_URL": self.postgres.url, "REDIS_URL": url.geturl()}
         )
-        self.prepare()
+        if self._older:
+            self.migrate("tasks", self._older)
+            for app in ("accounts", "token_blacklist", "django_celery_beat", "django_celery_results"):
+                self.migrate(app)
+        else:
+            self.migrate()
         # They start from a thread that lives as long as the stage, for they die with the thread that started them.
         self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
         self._keeper.start()
 
-    def prepare(self) -> None:
-        """Migrates."""
-        command = [sys.executable, "manage.py", "migrate", "--verbosity", "0", "--skip-checks"]
+    def migrate(self, *target: str) -> None:
+        command = [sys.executable, "manage.py", "migrate", "--verbosity", "0", "--skip-checks", *target]
         subprocess.run(command, cwd=ROOT, env=self._env, check=True)
 
     def until_up(self) -> None:
@@ -238,13 +245,13 @@ class Stage:
             return httpx.get(f"{self.url(web)}/healthz/ready", timeout=3).status_code == 200
         return False
 
-    def query(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    def query(self, sql: str, parameters: Any = None) -> list[tuple[Any, ...]]:
         """What the database says, once it answers."""
         deadline = time.monotonic() + 60
         while True:
             try:
                 with psycopg.connect(self.postgres.url, autocommit=True) as connection:
-                    return connection.execute(sql, parameters or None).fetchall()
+                    return connection.execute(sql, parameters).fetchall()
             except psycopg.OperationalError:
                 if time.monotonic() > deadline:
                     raise
