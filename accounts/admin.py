@@ -21,6 +21,8 @@ from unfold.utils import display_for_label
 from unfold.widgets import UnfoldAdminPasswordWidget
 
 from accounts.addresses import must_be_sendable
+from accounts.api.authentication import forget
+from accounts.keys import ApiKey
 from accounts.models import AccountChange, AccountState, SmtpAccount, User
 
 STATE_COLOURS = {
@@ -75,12 +77,12 @@ class UserAdmin(DjangoUserAdmin[User], ModelAdmin):
     ordering = ("-id",)
     sortable_by = ("email",)
     show_full_result_count = False
-    readonly_fields = ("last_login", "created_at", "mail_tasks", "relay")
+    readonly_fields = ("last_login", "created_at", "mail_tasks", "api_keys", "relay")
     filter_horizontal = ()
     autocomplete_fields = ("groups",)
     actions = ("close",)
     fieldsets = (
-        (None, {"fields": ("email", "password", "is_active", "relay", "mail_tasks")}),
+        (None, {"fields": ("email", "password", "is_active", "relay", "mail_tasks", "api_keys")}),
         ("Permissions", {"fields": ("is_staff", "is_superuser", "groups"), "classes": ("tab",)}),
         ("Times", {"fields": ("created_at", "last_login"), "classes": ("tab",)}),
     )
@@ -112,6 +114,11 @@ class UserAdmin(DjangoUserAdmin[User], ModelAdmin):
     @admin.display(description="mail goes out")
     def shown_state(self, user: User) -> SafeString:
         return _label(user.smtp)
+
+    @admin.display(description="API keys")
+    def api_keys(self, user: User) -> SafeString:
+        address = reverse("admin:accounts_apikey_changelist", query={"owner__id__exact": user.pk})
+        return format_html('<a class="text-link" href="{}">Show them</a>', address)
 
     @admin.display(description="mail tasks")
     def mail_tasks(self, user: User) -> SafeString:
@@ -217,3 +224,37 @@ class SmtpAccountAdmin(ModelAdmin):
             for account in accounts.select_related(None).select_for_update().order_by("pk"):
                 account.reopen("Staff reopened it.").save(update_fields=SmtpAccount.REOPENED)
         self.message_user(request, f"{len(accounts)} reopened.", messages.SUCCESS)
+
+
+@admin.register(ApiKey)
+class ApiKeyAdmin(ModelAdmin):
+    """To see who may do what, and to revoke it. Keys are made by their owners: nobody else is to see one."""
+
+    list_display = ("owner", "name", "prefix", "shown_scopes", "created_at", "last_used_at", "expires_at")
+    list_select_related = ("owner",)
+    fields = ("owner", "name", "prefix", "shown_scopes", "created_at", "last_used_at", "expires_at")
+    search_fields = ("owner__email__startswith", "prefix__startswith", "name__startswith")
+    search_help_text = "How the owner's address, the key or its name begins"
+    ordering = ("-id",)
+    sortable_by = ("last_used_at",)
+    show_full_result_count = False
+
+    def has_add_permission(self, *_: Any) -> bool:
+        return False
+
+    def has_change_permission(self, *_: Any) -> bool:
+        return False
+
+    @admin.display(description="scopes")
+    def shown_scopes(self, key: ApiKey) -> str:
+        return ", ".join(key.scopes)
+
+    def delete_model(self, request: HttpRequest, obj: ApiKey) -> None:
+        super().delete_model(request, obj)
+        forget(obj.owner_id)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
+        owners = {key.owner_id for key in queryset}
+        super().delete_queryset(request, queryset)
+        for owner in owners:
+            forget(owner)

@@ -8,7 +8,10 @@ from django.db import models, transaction
 from django.dispatch import Signal
 from django.utils import timezone
 
+from accounts.keys import ApiKey
 from accounts.sealing import seal, unseal
+
+__all__ = ["ApiKey"]  # Django looks for models here
 
 #: How many events of an account are kept, and how many its owner is shown.
 KEPT_EVENTS, SHOWN_EVENTS = 50, 10
@@ -64,6 +67,7 @@ class User(AbstractBaseUser, PermissionsMixin):
         """Deactivates for good; call inside a transaction. What waits is cancelled by the ledger."""
         self.is_active = False
         self.save(update_fields=["is_active"])
+        ApiKey.objects.filter(owner=self).delete()
         account_closed.send(sender=User, user=self)
 
 

@@ -100,11 +100,14 @@ CREDENTIAL_KEYS = ENV.credential_keys
 # HTTP -----------------------------------------------------------------------------------------------
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["accounts.api.authentication.BearerAuthentication"],
-    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_PERMISSION_CLASSES": [
+        "rest_framework.permissions.IsAuthenticated",
+        "accounts.api.scopes.WithinScopes",
+    ],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["accounts.api.parsing.BoundedJSONParser"],
     "DEFAULT_PAGINATION_CLASS": "accounts.api.paging.NewestFirst",
-    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "DEFAULT_SCHEMA_CLASS": "accounts.api.schema.ScopedSchema",
     "EXCEPTION_HANDLER": "accounts.api.problems.problem_handler",
     "UNAUTHENTICATED_USER": None,
 }
@@ -189,6 +192,7 @@ UNFOLD = {
                     _page("Mail tasks", "outgoing_mail", reverse_lazy("admin:tasks_mailtask_changelist")),
                     _page("Users", "group", reverse_lazy("admin:accounts_user_changelist")),
                     _page("SMTP accounts", "dns", reverse_lazy("admin:accounts_smtpaccount_changelist")),
+                    _page("API keys", "key", reverse_lazy("admin:accounts_apikey_changelist")),
                 ],
             },
             {

@@ -29,6 +29,8 @@ class SmtpTestAnswer(serializers.Serializer[object]):
 
 
 class SmtpTestView(APIView):
+    scopes = {"POST": "manage"}
+
     @extend_schema(operation_id="test_smtp", request=None, responses=SmtpTestAnswer, tags=["users"])
     def post(self, request: Request, pk: int) -> Response:
         """Connects and logs in to the relay of your account, and sends nothing.

@@ -2,11 +2,13 @@
 
 from django.urls import path
 
-from accounts.api import views
+from accounts.api import keys, views
 
 urlpatterns = [
     path("register", views.RegisterView.as_view()),
     path("login", views.LoginView.as_view()),
     path("token/refresh", views.RefreshView.as_view()),
     path("user/<int:pk>", views.UserView.as_view()),
+    path("keys", keys.KeysView.as_view()),
+    path("keys/<int:pk>", keys.KeyView.as_view()),
 ]

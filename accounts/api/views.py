@@ -16,6 +16,7 @@ from rest_framework_simplejwt.exceptions import TokenError
 from accounts.api.authentication import CHALLENGE, SingleUseToken, forget, owner_of
 from accounts.api.problems import Conflict, documented
 from accounts.api.relay import check_relay
+from accounts.api.scopes import require_login
 from accounts.api.serializers import (
     ChangeSerializer,
     LoggedInSerializer,
@@ -183,6 +184,8 @@ def _tokens(user: User) -> dict[str, str]:
 class UserView(APIView):
     """One's own account; everybody else's does not exist."""
 
+    scopes = {"GET": "read", "PATCH": "manage", "DELETE": "manage"}
+
     @extend_schema(
         operation_id="user_read",
         tags=["users"],
@@ -205,11 +208,14 @@ class UserView(APIView):
     )
     def patch(self, request: Request, pk: int) -> Response:
         """Changes what is given. New SMTP settings make the account `unverified` and its mail is tried again;
-        a new password ends all tokens; an empty `smtp_host` goes back to the default relay. Another `smtp_host` takes
-        `smtp-password` along, where one is stored: it is not told to another host.
+        a new password, for which an API key is not enough, ends all tokens but no keys; an empty `smtp_host` goes
+        back to the default relay. Another `smtp_host` takes `smtp-password` along, where one is stored: it is not
+        told to another host.
         """
         wanted = ChangeSerializer(_own(request, pk), data=request.data, partial=True)
         wanted.is_valid(raise_exception=True)
+        if "password" in wanted.validated_data:
+            require_login(request, "change the password")
         _check_change(wanted.instance.smtp, wanted.validated_data["smtp"])
         _change(pk, **wanted.validated_data)
         forget(pk)
@@ -221,7 +227,7 @@ class UserView(APIView):
         responses={204: OpenApiResponse(description="Closed")} | documented(401, 404, 503),
     )
     def delete(self, request: Request, pk: int) -> Response:
-        """Closes the account for good: its tokens end, and what waits is cancelled."""
+        """Closes the account for good: its tokens and API keys end, and what waits is cancelled."""
         _own(request, pk)
         with transaction.atomic():
             User.objects.select_for_update().get(pk=pk).close()

@@ -99,6 +99,8 @@ def _in_full(request: Request, pk: int) -> Response:
 
 
 class EnqueueView(APIView):
+    scopes = {"POST": "send"}
+
     @extend_schema(
         operation_id="enqueue",
         request=EnqueueSerializer,
@@ -124,6 +126,7 @@ class QueueView(ListAPIView[MailTask]):
 
     serializer_class = TaskSerializer
     queryset = MailTask.objects.none()
+    scopes = {"GET": "read"}
 
     def get_queryset(self) -> QuerySet[MailTask]:
         asked = QueueFilterSerializer(data=self.request.query_params.dict())
@@ -170,6 +173,8 @@ class FailedQueueView(QueueView):
 
 
 class TaskView(APIView):
+    scopes = {"GET": "read"}
+
     @extend_schema(
         operation_id="get_task", responses={200: TaskDetailSerializer} | documented(401, 404), tags=["tasks"]
     )
@@ -179,6 +184,8 @@ class TaskView(APIView):
 
 
 class CancelView(APIView):
+    scopes = {"POST": "manage"}
+
     @extend_schema(
         operation_id="cancel_task",
         request=None,
@@ -194,6 +201,8 @@ class CancelView(APIView):
 
 
 class RetryView(APIView):
+    scopes = {"POST": "manage"}
+
     @extend_schema(
         operation_id="retry_task",
         request=None,
@@ -209,6 +218,8 @@ class RetryView(APIView):
 
 
 class ResolveView(APIView):
+    scopes = {"POST": "manage"}
+
     @extend_schema(
         operation_id="resolve_task",
         request=ResolveSerializer,
