@@ -16,12 +16,19 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from rest_framework_simplejwt.token_blacklist.models import BlacklistedToken, OutstandingToken
 from unfold.admin import ModelAdmin
-from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
+from unfold.forms import (
+    AdminPasswordChangeForm,
+    AuthenticationForm,
+    UserChangeForm,
+    UserCreationForm,
+)
 from unfold.utils import display_for_label
 from unfold.widgets import UnfoldAdminPasswordWidget
 
+from accounts import login
 from accounts.addresses import must_be_sendable
 from accounts.api.authentication import forget
+from accounts.caller import address_of
 from accounts.keys import ApiKey
 from accounts.models import AccountChange, AccountState, SmtpAccount, User
 
@@ -34,6 +41,28 @@ STATE_COLOURS = {
 
 for shown_by_others in (Group, OutstandingToken, BlacklistedToken):
     admin.site.unregister(shown_by_others)  # the token pages would show refresh tokens
+
+
+class LoginForm(AuthenticationForm):
+    """Counts wrong passwords together with those of the API."""
+
+    def clean(self) -> dict[str, Any]:
+        email, address = self.cleaned_data.get("username", ""), address_of(self.request)
+        verdict = login.begin(email, address)
+        if not verdict.granted:
+            raise forms.ValidationError(
+                f"Too many wrong passwords. Try again in {verdict.wait} s.", "throttled"
+            )
+        try:
+            cleaned: dict[str, Any] = super().clean()
+        except forms.ValidationError:
+            login.failed(address)
+            raise
+        login.succeeded(email, address)
+        return cleaned
+
+
+admin.site.login_form = LoginForm
 
 
 @admin.register(Group)

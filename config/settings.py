@@ -119,6 +119,13 @@ SIMPLE_JWT = {
     "REFRESH_TOKEN_LIFETIME": timedelta(days=14),
     "CHECK_REVOKE_TOKEN": True,  # a changed password ends every token that was made with the old one
 }
+THROTTLE_LOGIN = ENV.throttle_login
+THROTTLE_LOGIN_ADDRESS = ENV.throttle_login_address
+THROTTLE_REGISTER = ENV.throttle_register
+THROTTLE_SMTP_TEST = ENV.throttle_smtp_test
+THROTTLE_ENQUEUE = ENV.throttle_enqueue
+TRUSTED_PROXIES = ENV.trusted_proxies
+WEB_PROCESSES = ENV.web_processes
 SPECTACULAR_SETTINGS = {
     "TITLE": "mailqueue",
     "DESCRIPTION": "Hand over a mail with one call; it is kept, sent through your own SMTP account, and followed.",

@@ -9,6 +9,12 @@ from accounts.api.authentication import BearerAuthentication
 from accounts.api.problems import CONTENT_TYPE, Problem
 from accounts.api.scopes import WithinScopes, scope_of
 
+RATE_LIMIT = {
+    "Retry-After": {"schema": {"type": "integer"}, "description": "seconds until it may pass"},
+    "RateLimit-Policy": {"schema": {"type": "string"}, "example": '"login";q=5;w=300'},
+    "RateLimit": {"schema": {"type": "string"}, "example": '"login";r=0;t=212'},
+}
+
 
 class BearerScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
     target_class = BearerAuthentication
@@ -35,10 +41,18 @@ class ScopedSchema(AutoSchema):
 
     def get_operation(self, *args: Any, **kwargs: Any) -> Any:
         operation = super().get_operation(*args, **kwargs)
-        if operation and self._asks_for_scopes():
-            refused = {CONTENT_TYPE: {"schema": self.resolve_serializer(Problem, "response").ref}}
-            operation["responses"]["403"] = {"description": "Forbidden", "content": refused}
+        if operation is None:
+            return None
+        responses: dict[str, Any] = operation["responses"]
+        if self._asks_for_scopes():
+            responses["403"] = self._refused("Forbidden")
+        if "429" in responses or self.view.throttle_classes:
+            responses["429"] = self._refused("Too Many Requests") | {"headers": RATE_LIMIT}
         return operation
+
+    def _refused(self, why: str) -> dict[str, Any]:
+        problem = self.resolve_serializer(Problem, "response").ref
+        return {"description": why, "content": {CONTENT_TYPE: {"schema": problem}}}
 
     def _asks_for_scopes(self) -> bool:
         return any(isinstance(each, WithinScopes) for each in self.view.get_permissions())

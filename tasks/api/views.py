@@ -15,6 +15,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accounts.api.problems import Conflict, documented
+from accounts.api.throttling import EnqueueThrottle
 from accounts.models import SmtpAccount, User
 from tasks import submission
 from tasks.api.serializers import (
@@ -100,6 +101,7 @@ def _in_full(request: Request, pk: int) -> Response:
 
 class EnqueueView(APIView):
     scopes = {"POST": "send"}
+    throttle_classes = [EnqueueThrottle]
 
     @extend_schema(
         operation_id="enqueue",
