@@ -11,6 +11,7 @@ from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
@@ -31,6 +32,7 @@ from accounts.api.authentication import forget
 from accounts.caller import address_of
 from accounts.keys import ApiKey
 from accounts.models import AccountChange, AccountState, SmtpAccount, User
+from accounts.quota import used_today
 
 STATE_COLOURS = {
     AccountState.UNVERIFIED.label: "info",
@@ -106,12 +108,13 @@ class UserAdmin(DjangoUserAdmin[User], ModelAdmin):
     ordering = ("-id",)
     sortable_by = ("email",)
     show_full_result_count = False
-    readonly_fields = ("last_login", "created_at", "mail_tasks", "api_keys", "relay")
+    readonly_fields = ("last_login", "created_at", "mail_tasks", "api_keys", "relay", "accepted_today")
     filter_horizontal = ()
     autocomplete_fields = ("groups",)
     actions = ("close",)
     fieldsets = (
         (None, {"fields": ("email", "password", "is_active", "relay", "mail_tasks", "api_keys")}),
+        ("Quota", {"fields": ("daily_quota", "accepted_today"), "classes": ("tab",)}),
         ("Permissions", {"fields": ("is_staff", "is_superuser", "groups"), "classes": ("tab",)}),
         ("Times", {"fields": ("created_at", "last_login"), "classes": ("tab",)}),
     )
@@ -143,6 +146,10 @@ class UserAdmin(DjangoUserAdmin[User], ModelAdmin):
     @admin.display(description="mail goes out")
     def shown_state(self, user: User) -> SafeString:
         return _label(user.smtp)
+
+    @admin.display(description="handed over today (UTC), if there is a quota")
+    def accepted_today(self, user: User) -> int:
+        return used_today(user, timezone.now())
 
     @admin.display(description="API keys")
     def api_keys(self, user: User) -> SafeString:

@@ -59,6 +59,7 @@ class Environment:
     throttle_register: pace
     throttle_smtp_test: pace
     throttle_enqueue: pace
+    daily_quota: int
     trusted_proxies: type_networks
     web_processes: int
     log_level: str
@@ -161,6 +162,7 @@ def read() -> Environment:
         "throttle_register": env.pace("THROTTLE_REGISTER", "100/h"),
         "throttle_smtp_test": env.pace("THROTTLE_SMTP_TEST", "10/m"),
         "throttle_enqueue": env.pace("THROTTLE_ENQUEUE", "off"),
+        "daily_quota": env.int("MAIL_DAILY_QUOTA", 0, validate=validate.Range(min=0)),
         "trusted_proxies": env.networks("TRUSTED_PROXIES", ""),
         "web_processes": env.int("WEB_PROCESSES", 2, validate=positive),
         "log_level": env.str(

@@ -235,6 +235,7 @@ MAIL_RETRY_SCHEDULE = ENV.retry_schedule
 MAIL_LEASE_SECONDS = ENV.lease_seconds
 SWEEP_AFTER_SECONDS = ENV.sweep_after_seconds
 MAIL_DOMAIN_LIMITS = ENV.domain_limits
+MAIL_DAILY_QUOTA = ENV.daily_quota
 MAIL_KEEP_DAYS = ENV.keep_days
 WORKER_CONCURRENCY = ENV.worker_concurrency
 WORKER_CONNECTIONS = ENV.worker_connections

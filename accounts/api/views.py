@@ -151,7 +151,7 @@ class LoginView(OpenView):
         email, address = given.validated_data["email"], address_of(request._request)  # noqa: SLF001 -- DRF's own name
         verdict = login.begin(email, address)
         if not verdict.granted:
-            announce(self, verdict)
+            announce(self, verdict.standings)
             raise TooManyRequests(verdict.wait)
         # For an unknown address Django hashes all the same, so that the time tells nothing.
         user = authenticate(username=email, password=given.validated_data["password"])

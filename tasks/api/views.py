@@ -15,7 +15,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accounts.api.problems import Conflict, documented
-from accounts.api.throttling import EnqueueThrottle
+from accounts.api.throttling import EnqueueThrottle, within_quota
 from accounts.models import SmtpAccount, User
 from tasks import submission
 from tasks.api.serializers import (
@@ -115,7 +115,8 @@ class EnqueueView(APIView):
         """Hands over a mail. With the 202 it is committed, and will be sent."""
         mail = READER.mail(request.data)
         try:
-            task = submission.submit(_owner(request), mail)
+            with within_quota(self, _owner(request), 1):
+                task = submission.submit(_owner(request), mail)
         except submission.AccountClosedError as error:
             raise AuthenticationFailed("The account is closed.", "user_inactive") from error
         where = request.build_absolute_uri(reverse("task", args=[task.pk]))
