@@ -49,7 +49,10 @@ class LoginForm(AuthenticationForm):
     """Counts wrong passwords together with those of the API."""
 
     def clean(self) -> dict[str, Any]:
-        email, address = self.cleaned_data.get("username", ""), address_of(self.request)
+        email, address = self.cleaned_data.get("username"), address_of(self.request)
+        if not email or not self.cleaned_data.get("password"):
+            unfinished: dict[str, Any] = super().clean()  # no attempt, so neither wrong nor right
+            return unfinished
         verdict = login.begin(email, address)
         if not verdict.granted:
             raise forms.ValidationError(
