@@ -11,17 +11,28 @@ from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from rest_framework_simplejwt.token_blacklist.models import BlacklistedToken, OutstandingToken
 from unfold.admin import ModelAdmin
-from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
+from unfold.forms import (
+    AdminPasswordChangeForm,
+    AuthenticationForm,
+    UserChangeForm,
+    UserCreationForm,
+)
 from unfold.utils import display_for_label
 from unfold.widgets import UnfoldAdminPasswordWidget
 
+from accounts import login
 from accounts.addresses import must_be_sendable
+from accounts.api.authentication import forget
+from accounts.caller import address_of
+from accounts.keys import ApiKey
 from accounts.models import AccountChange, AccountState, SmtpAccount, User
+from accounts.quota import used_today
 
 STATE_COLOURS = {
     AccountState.UNVERIFIED.label: "info",
@@ -32,6 +43,31 @@ STATE_COLOURS = {
 
 for shown_by_others in (Group, OutstandingToken, BlacklistedToken):
     admin.site.unregister(shown_by_others)  # the token pages would show refresh tokens
+
+
+class LoginForm(AuthenticationForm):
+    """Counts wrong passwords together with those of the API."""
+
+    def clean(self) -> dict[str, Any]:
+        email, address = self.cleaned_data.get("username"), address_of(self.request)
+        if not email or not self.cleaned_data.get("password"):
+            unfinished: dict[str, Any] = super().clean()  # no attempt, so neither wrong nor right
+            return unfinished
+        verdict = login.begin(email, address)
+        if not verdict.granted:
+            raise forms.ValidationError(
+                f"Too many wrong passwords. Try again in {verdict.wait} s.", "throttled"
+            )
+        try:
+            cleaned: dict[str, Any] = super().clean()
+        except forms.ValidationError:
+            login.failed(address)
+            raise
+        login.succeeded(email, address)
+        return cleaned
+
+
+admin.site.login_form = LoginForm
 
 
 @admin.register(Group)
@@ -75,12 +111,13 @@ class UserAdmin(DjangoUserAdmin[User], ModelAdmin):
     ordering = ("-id",)
     sortable_by = ("email",)
     show_full_result_count = False
-    readonly_fields = ("last_login", "created_at", "mail_tasks", "relay")
+    readonly_fields = ("last_login", "created_at", "mail_tasks", "api_keys", "relay", "accepted_today")
     filter_horizontal = ()
     autocomplete_fields = ("groups",)
     actions = ("close",)
     fieldsets = (
-        (None, {"fields": ("email", "password", "is_active", "relay", "mail_tasks")}),
+        (None, {"fields": ("email", "password", "is_active", "relay", "mail_tasks", "api_keys")}),
+        ("Quota", {"fields": ("daily_quota", "accepted_today"), "classes": ("tab",)}),
         ("Permissions", {"fields": ("is_staff", "is_superuser", "groups"), "classes": ("tab",)}),
         ("Times", {"fields": ("created_at", "last_login"), "classes": ("tab",)}),
     )
@@ -112,6 +149,15 @@ class UserAdmin(DjangoUserAdmin[User], ModelAdmin):
     @admin.display(description="mail goes out")
     def shown_state(self, user: User) -> SafeString:
         return _label(user.smtp)
+
+    @admin.display(description="handed over today (UTC), if there is a quota")
+    def accepted_today(self, user: User) -> int:
+        return used_today(user, timezone.now())
+
+    @admin.display(description="API keys")
+    def api_keys(self, user: User) -> SafeString:
+        address = reverse("admin:accounts_apikey_changelist", query={"owner__id__exact": user.pk})
+        return format_html('<a class="text-link" href="{}">Show them</a>', address)
 
     @admin.display(description="mail tasks")
     def mail_tasks(self, user: User) -> SafeString:
@@ -217,3 +263,37 @@ class SmtpAccountAdmin(ModelAdmin):
             for account in accounts.select_related(None).select_for_update().order_by("pk"):
                 account.reopen("Staff reopened it.").save(update_fields=SmtpAccount.REOPENED)
         self.message_user(request, f"{len(accounts)} reopened.", messages.SUCCESS)
+
+
+@admin.register(ApiKey)
+class ApiKeyAdmin(ModelAdmin):
+    """To see who may do what, and to revoke it. Keys are made by their owners: nobody else is to see one."""
+
+    list_display = ("owner", "name", "prefix", "shown_scopes", "created_at", "last_used_at", "expires_at")
+    list_select_related = ("owner",)
+    fields = ("owner", "name", "prefix", "shown_scopes", "created_at", "last_used_at", "expires_at")
+    search_fields = ("owner__email__startswith", "prefix__startswith", "name__startswith")
+    search_help_text = "How the owner's address, the key or its name begins"
+    ordering = ("-id",)
+    sortable_by = ("last_used_at",)
+    show_full_result_count = False
+
+    def has_add_permission(self, *_: Any) -> bool:
+        return False
+
+    def has_change_permission(self, *_: Any) -> bool:
+        return False
+
+    @admin.display(description="scopes")
+    def shown_scopes(self, key: ApiKey) -> str:
+        return ", ".join(key.scopes)
+
+    def delete_model(self, request: HttpRequest, obj: ApiKey) -> None:
+        super().delete_model(request, obj)
+        forget(obj.owner_id)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
+        owners = {key.owner_id for key in queryset}
+        super().delete_queryset(request, queryset)
+        for owner in owners:
+            forget(owner)

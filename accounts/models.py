@@ -8,7 +8,11 @@ from django.db import models, transaction
 from django.dispatch import Signal
 from django.utils import timezone
 
+from accounts.keys import ApiKey
+from accounts.quota import DailyUse
 from accounts.sealing import seal, unseal
+
+__all__ = ["ApiKey", "DailyUse"]  # Django looks for models here
 
 #: How many events of an account are kept, and how many its owner is shown.
 KEPT_EVENTS, SHOWN_EVENTS = 50, 10
@@ -39,6 +43,11 @@ class User(AbstractBaseUser, PermissionsMixin):
     is_active = models.BooleanField(default=True)
     is_staff = models.BooleanField(default=False)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
+    daily_quota = models.PositiveIntegerField(
+        null=True,
+        blank=True,
+        help_text="Mails that may be handed over on one UTC day. Empty: MAIL_DAILY_QUOTA. 0: none.",
+    )
 
     objects: ClassVar[UserManager] = UserManager()
 
@@ -64,6 +73,7 @@ class User(AbstractBaseUser, PermissionsMixin):
         """Deactivates for good; call inside a transaction. What waits is cancelled by the ledger."""
         self.is_active = False
         self.save(update_fields=["is_active"])
+        ApiKey.objects.filter(owner=self).delete()
         account_closed.send(sender=User, user=self)
 
 

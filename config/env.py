@@ -15,6 +15,8 @@ from environs import EnvValidationError, FileAwareEnv
 from marshmallow import ValidationError, validate
 
 type_networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
+#: How many within how many seconds; None is no limit.
+pace = tuple[int, int] | None
 
 ONLY_FOR_DEBUG = "insecure-development-key-never-for-production"
 ONLY_FOR_DEBUG_FERNET = "ZGV2ZWxvcG1lbnQtb25seS1rZXktMzItYnl0ZXMhISE="
@@ -52,6 +54,14 @@ class Environment:
     worker_connections: int
     worker_mails_per_connection: int
     worker_concurrency: int
+    throttle_login: pace
+    throttle_login_address: pace
+    throttle_register: pace
+    throttle_smtp_test: pace
+    throttle_enqueue: pace
+    daily_quota: int
+    trusted_proxies: type_networks
+    web_processes: int
     log_level: str
     log_file: str
     log_format: str
@@ -76,6 +86,16 @@ def _rates(value: str) -> dict[str, tuple[int, int]]:
     return found
 
 
+def _pace(value: str) -> pace:
+    """5/5m is five within five minutes; 1000/s, 20/h; off."""
+    found = re.fullmatch(r"([1-9][0-9]{0,8})/([1-9][0-9]{0,4})?([smhd])", value.lower())
+    if found:
+        return int(found[1]), int(found[2] or 1) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[found[3]]
+    if value.lower() != "off":
+        raise ValidationError(f"{value} is not of the form 5/5m (or s, h, d), nor off.")
+    return None
+
+
 def _fernet_keys(keys: list[str]) -> None:
     if not keys:
         raise ValidationError("Needs one key at least.")
@@ -91,6 +111,7 @@ def read() -> Environment:
     env = FileAwareEnv(eager=False, strip_whitespace=True)
     env.add_parser("networks", _networks)
     env.add_parser("rates", _rates)
+    env.add_parser("pace", _pace)
     positive = validate.Range(min=1)
     a_port = validate.Range(min=1, max=65535)
     debug = bool(env.bool("DEBUG", False))
@@ -136,6 +157,14 @@ def read() -> Environment:
         "worker_connections": env.int("WORKER_CONNECTIONS", 250, validate=positive),
         "worker_mails_per_connection": env.int("WORKER_MAILS_PER_CONNECTION", 100, validate=positive),
         "worker_concurrency": env.int("WORKER_CONCURRENCY", 2, validate=positive),
+        "throttle_login": env.pace("THROTTLE_LOGIN", "5/5m"),
+        "throttle_login_address": env.pace("THROTTLE_LOGIN_ADDRESS", "5/m"),
+        "throttle_register": env.pace("THROTTLE_REGISTER", "100/h"),
+        "throttle_smtp_test": env.pace("THROTTLE_SMTP_TEST", "10/m"),
+        "throttle_enqueue": env.pace("THROTTLE_ENQUEUE", "off"),
+        "daily_quota": env.int("MAIL_DAILY_QUOTA", 0, validate=validate.Range(min=0)),
+        "trusted_proxies": env.networks("TRUSTED_PROXIES", ""),
+        "web_processes": env.int("WEB_PROCESSES", 2, validate=positive),
         "log_level": env.str(
             "LOG_LEVEL", "INFO", validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])
         ),

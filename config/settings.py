@@ -100,11 +100,14 @@ CREDENTIAL_KEYS = ENV.credential_keys
 # HTTP -----------------------------------------------------------------------------------------------
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["accounts.api.authentication.BearerAuthentication"],
-    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_PERMISSION_CLASSES": [
+        "rest_framework.permissions.IsAuthenticated",
+        "accounts.api.scopes.WithinScopes",
+    ],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["accounts.api.parsing.BoundedJSONParser"],
     "DEFAULT_PAGINATION_CLASS": "accounts.api.paging.NewestFirst",
-    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "DEFAULT_SCHEMA_CLASS": "accounts.api.schema.ScopedSchema",
     "EXCEPTION_HANDLER": "accounts.api.problems.problem_handler",
     "UNAUTHENTICATED_USER": None,
 }
@@ -116,6 +119,13 @@ SIMPLE_JWT = {
     "REFRESH_TOKEN_LIFETIME": timedelta(days=14),
     "CHECK_REVOKE_TOKEN": True,  # a changed password ends every token that was made with the old one
 }
+THROTTLE_LOGIN = ENV.throttle_login
+THROTTLE_LOGIN_ADDRESS = ENV.throttle_login_address
+THROTTLE_REGISTER = ENV.throttle_register
+THROTTLE_SMTP_TEST = ENV.throttle_smtp_test
+THROTTLE_ENQUEUE = ENV.throttle_enqueue
+TRUSTED_PROXIES = ENV.trusted_proxies
+WEB_PROCESSES = ENV.web_processes
 SPECTACULAR_SETTINGS = {
     "TITLE": "mailqueue",
     "DESCRIPTION": "Hand over a mail with one call; it is kept, sent through your own SMTP account, and followed.",
@@ -189,6 +199,7 @@ UNFOLD = {
                     _page("Mail tasks", "outgoing_mail", reverse_lazy("admin:tasks_mailtask_changelist")),
                     _page("Users", "group", reverse_lazy("admin:accounts_user_changelist")),
                     _page("SMTP accounts", "dns", reverse_lazy("admin:accounts_smtpaccount_changelist")),
+                    _page("API keys", "key", reverse_lazy("admin:accounts_apikey_changelist")),
                 ],
             },
             {
@@ -224,6 +235,7 @@ MAIL_RETRY_SCHEDULE = ENV.retry_schedule
 MAIL_LEASE_SECONDS = ENV.lease_seconds
 SWEEP_AFTER_SECONDS = ENV.sweep_after_seconds
 MAIL_DOMAIN_LIMITS = ENV.domain_limits
+MAIL_DAILY_QUOTA = ENV.daily_quota
 MAIL_KEEP_DAYS = ENV.keep_days
 WORKER_CONCURRENCY = ENV.worker_concurrency
 WORKER_CONNECTIONS = ENV.worker_connections

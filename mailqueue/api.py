@@ -9,6 +9,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from accounts.api.throttling import SmtpTestThrottle
 from accounts.models import SmtpAccount
 from mailqueue.delivery import breaker
 from mailqueue.delivery.handshake import Relay, SessionError, open_session
@@ -29,6 +30,9 @@ class SmtpTestAnswer(serializers.Serializer[object]):
 
 
 class SmtpTestView(APIView):
+    scopes = {"POST": "manage"}
+    throttle_classes = [SmtpTestThrottle]
+
     @extend_schema(operation_id="test_smtp", request=None, responses=SmtpTestAnswer, tags=["users"])
     def post(self, request: Request, pk: int) -> Response:
         """Connects and logs in to the relay of your account, and sends nothing.

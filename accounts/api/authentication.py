@@ -1,7 +1,8 @@
-"""Who is asking: bearer tokens, checked without a query where that is safe.
+"""Who is asking: bearer tokens and API keys, checked without a query where that is safe.
 
-Each process keeps a user for up to KEEP_SECONDS, which saves a query per call and still puts a closed
-account out within that time. A refusal is never taken from what was kept, so new tokens work at once.
+Each process keeps a user, and a key with its user, for up to KEEP_SECONDS, which saves a query per call and
+still puts a closed account or a revoked key out within that time. A refusal is never taken from what was kept,
+so new tokens and keys work at once.
 """
 
 import time
@@ -10,13 +11,16 @@ from typing import Any, Self
 
 import structlog
 from django.db.models import QuerySet
+from django.utils import timezone
 from rest_framework.exceptions import AuthenticationFailed
+from rest_framework.request import Request
 from rest_framework_simplejwt.authentication import JWTAuthentication
 from rest_framework_simplejwt.exceptions import InvalidToken, TokenError
 from rest_framework_simplejwt.settings import api_settings
 from rest_framework_simplejwt.tokens import BlacklistMixin, RefreshToken, Token
 from rest_framework_simplejwt.utils import aware_utcnow, get_md5_hash_password
 
+from accounts.keys import MARK, ApiKey, digest_of
 from accounts.models import User
 
 KEEP_SECONDS = 5.0
@@ -25,12 +29,28 @@ KEEP_TOKENS = 1_000  # about 2 KB each
 CHALLENGE = 'Bearer realm="api"'
 
 _kept: dict[int, tuple[float, User]] = {}
+_kept_keys: dict[str, tuple[float, ApiKey]] = {}  # by digest: the keys themselves are kept nowhere
 
 
 class BearerAuthentication(JWTAuthentication):
-    """`Authorization: Bearer <access token>`. `request.user` comes with `smtp`, both up to 5 s old:
-    read from them, but change only rows fetched anew.
+    """`Authorization: Bearer <access token or API key>`. `request.user` comes with `smtp`, both up to 5 s old:
+    read from them, but change only rows fetched anew. `request.auth` is the token, or the ApiKey.
     """
+
+    def authenticate(self, request: Request) -> tuple[User, Token | ApiKey] | None:  # type: ignore[override]
+        header = self.get_header(request)
+        sent = self.get_raw_token(header) if header else None
+        if sent is None:
+            return None
+        found: Token | ApiKey
+        if sent.startswith(MARK.encode()):
+            found = _key_behind(sent.decode("latin-1"))
+            user = found.owner
+            structlog.contextvars.bind_contextvars(user_id=user.pk, key_id=found.pk)
+        else:
+            found = self.get_validated_token(sent)
+            user = self.get_user(found)
+        return user, found
 
     def get_validated_token(self, raw_token: bytes) -> Token:
         try:
@@ -61,16 +81,51 @@ def _verified(raw_token: bytes) -> Token:
     return JWTAuthentication().get_validated_token(raw_token)
 
 
+def _key_behind(secret: str) -> ApiKey:
+    """The key that is good now, with its owner; AuthenticationFailed if it is not."""
+    digest = digest_of(secret)
+    until, key = _kept_keys.get(digest, (0.0, None))
+    if key is None or time.monotonic() >= until:
+        key = _look_up_key(secret)
+        if len(_kept_keys) >= KEEP_USERS:
+            _kept_keys.clear()
+        _kept_keys[digest] = time.monotonic() + KEEP_SECONDS, key
+    if key.has_expired(timezone.now()):
+        raise _no_key()
+    return key
+
+
+def _look_up_key(secret: str) -> ApiKey:
+    key = ApiKey.objects.behind(secret)
+    if key is None or key.has_expired(timezone.now()):
+        raise _no_key()
+    if not key.owner.is_active:
+        raise _closed()
+    ApiKey.objects.note_use(key)
+    return key
+
+
 def forget(user_id: int) -> None:
-    """Makes this process ask the database next time; call after changing one."""
+    """Makes this process ask the database next time; call after changing one, or one's keys."""
     _kept.pop(user_id, None)
+    for digest, (_, key) in list(_kept_keys.items()):
+        if key.owner_id == user_id:
+            _kept_keys.pop(digest, None)
+
+
+def _no_key() -> AuthenticationFailed:
+    return AuthenticationFailed("The API key is unknown, was revoked, or has expired.", "key_not_valid")
+
+
+def _closed() -> AuthenticationFailed:
+    return AuthenticationFailed("This account does not exist or is closed.", "user_inactive")
 
 
 def owner_of(token: Token) -> User:
     """The active user a token was made for, with its present password; AuthenticationFailed otherwise."""
     user = _with_account().filter(pk=_user_id(token)).first()
     if user is None or not user.is_active:
-        raise AuthenticationFailed("This account does not exist or is closed.", "user_inactive")
+        raise _closed()
     if not _fits(token, user):
         raise AuthenticationFailed("The password was changed; log in again.", "password_changed")
     return user

@@ -13,9 +13,11 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 from rest_framework_simplejwt.exceptions import TokenError
 
+from accounts import login
 from accounts.api.authentication import CHALLENGE, SingleUseToken, forget, owner_of
 from accounts.api.problems import Conflict, documented
 from accounts.api.relay import check_relay
+from accounts.api.scopes import require_login
 from accounts.api.serializers import (
     ChangeSerializer,
     LoggedInSerializer,
@@ -27,6 +29,8 @@ from accounts.api.serializers import (
     UserSerializer,
     require_password_for_new_host,
 )
+from accounts.api.throttling import RegisterThrottle, TooManyRequests, announce
+from accounts.caller import address_of
 from accounts.models import SmtpAccount, User
 
 EXAMPLE_RELAY = {
@@ -85,6 +89,8 @@ class OpenView(APIView):
 
 
 class RegisterView(OpenView):
+    throttle_classes = [RegisterThrottle]
+
     @extend_schema(
         operation_id="register",
         tags=["users"],
@@ -103,12 +109,13 @@ class RegisterView(OpenView):
         """
         wanted = RegisterSerializer(data=request.data)
         wanted.is_valid(raise_exception=True)
-        user = _register(**wanted.validated_data)
+        user = register(**wanted.validated_data)
         headers = {"Location": f"/api/v1/user/{user.pk}"}
         return Response(RegisteredSerializer(user).data, status=201, headers=headers)
 
 
-def _register(email: str, password: str, smtp: dict[str, Any]) -> User:
+def register(email: str, password: str, smtp: dict[str, Any]) -> User:
+    """A new user with their relay; Conflict if the address is taken."""
     relay = SmtpAccount(**smtp)
     if relay.host:
         check_relay(relay.host, relay.port, relay.security)
@@ -127,7 +134,7 @@ class LoginView(OpenView):
         operation_id="login",
         tags=["users"],
         request=LoginSerializer,
-        responses={200: LoggedInSerializer} | documented(400, 401, 413, 415, 503),
+        responses={200: LoggedInSerializer} | documented(400, 401, 413, 415, 429, 503),
         examples=[
             OpenApiExample(
                 "login", {"email": "ada@example.com", "password": "correct horse battery"}, request_only=True
@@ -136,13 +143,22 @@ class LoginView(OpenView):
         ],
     )
     def post(self, request: Request) -> Response:
-        """An access token for an hour, and a refresh token that works once."""
+        """An access token for an hour, and a refresh token that works once. After some wrong passwords the next
+        attempt has to wait, be it right or wrong.
+        """
         given = LoginSerializer(data=request.data)
         given.is_valid(raise_exception=True)
+        email, address = given.validated_data["email"], address_of(request._request)  # noqa: SLF001 -- DRF's own name
+        verdict = login.begin(email, address)
+        if not verdict.granted:
+            announce(self, verdict.standings)
+            raise TooManyRequests(verdict.wait)
         # For an unknown address Django hashes all the same, so that the time tells nothing.
-        user = authenticate(username=given.validated_data["email"], password=given.validated_data["password"])
+        user = authenticate(username=email, password=given.validated_data["password"])
         if not isinstance(user, User):
+            login.failed(address)
             raise AuthenticationFailed("Wrong e-mail address or password.", "wrong_credentials")
+        login.succeeded(email, address)
         update_last_login(User, user)
         return Response({"id": user.pk} | _tokens(user))
 
@@ -183,6 +199,8 @@ def _tokens(user: User) -> dict[str, str]:
 class UserView(APIView):
     """One's own account; everybody else's does not exist."""
 
+    scopes = {"GET": "read", "PATCH": "manage", "DELETE": "manage"}
+
     @extend_schema(
         operation_id="user_read",
         tags=["users"],
@@ -205,11 +223,14 @@ class UserView(APIView):
     )
     def patch(self, request: Request, pk: int) -> Response:
         """Changes what is given. New SMTP settings make the account `unverified` and its mail is tried again;
-        a new password ends all tokens; an empty `smtp_host` goes back to the default relay. Another `smtp_host` takes
-        `smtp-password` along, where one is stored: it is not told to another host.
+        a new password, for which an API key is not enough, ends all tokens but no keys; an empty `smtp_host` goes
+        back to the default relay. Another `smtp_host` takes `smtp-password` along, where one is stored: it is not
+        told to another host.
         """
         wanted = ChangeSerializer(_own(request, pk), data=request.data, partial=True)
         wanted.is_valid(raise_exception=True)
+        if "password" in wanted.validated_data:
+            require_login(request, "change the password")
         _check_change(wanted.instance.smtp, wanted.validated_data["smtp"])
         _change(pk, **wanted.validated_data)
         forget(pk)
@@ -221,7 +242,7 @@ class UserView(APIView):
         responses={204: OpenApiResponse(description="Closed")} | documented(401, 404, 503),
     )
     def delete(self, request: Request, pk: int) -> Response:
-        """Closes the account for good: its tokens end, and what waits is cancelled."""
+        """Closes the account for good: its tokens and API keys end, and what waits is cancelled."""
         _own(request, pk)
         with transaction.atomic():
             User.objects.select_for_update().get(pk=pk).close()

@@ -15,6 +15,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accounts.api.problems import Conflict, documented
+from accounts.api.throttling import EnqueueThrottle, within_quota
 from accounts.models import SmtpAccount, User
 from tasks import submission
 from tasks.api.serializers import (
@@ -99,6 +100,9 @@ def _in_full(request: Request, pk: int) -> Response:
 
 
 class EnqueueView(APIView):
+    scopes = {"POST": "send"}
+    throttle_classes = [EnqueueThrottle]
+
     @extend_schema(
         operation_id="enqueue",
         request=EnqueueSerializer,
@@ -111,7 +115,8 @@ class EnqueueView(APIView):
         """Hands over a mail. With the 202 it is committed, and will be sent."""
         mail = READER.mail(request.data)
         try:
-            task = submission.submit(_owner(request), mail)
+            with within_quota(self, _owner(request), 1):
+                task = submission.submit(_owner(request), mail)
         except submission.AccountClosedError as error:
             raise AuthenticationFailed("The account is closed.", "user_inactive") from error
         where = request.build_absolute_uri(reverse("task", args=[task.pk]))
@@ -124,6 +129,7 @@ class QueueView(ListAPIView[MailTask]):
 
     serializer_class = TaskSerializer
     queryset = MailTask.objects.none()
+    scopes = {"GET": "read"}
 
     def get_queryset(self) -> QuerySet[MailTask]:
         asked = QueueFilterSerializer(data=self.request.query_params.dict())
@@ -170,6 +176,8 @@ class FailedQueueView(QueueView):
 
 
 class TaskView(APIView):
+    scopes = {"GET": "read"}
+
     @extend_schema(
         operation_id="get_task", responses={200: TaskDetailSerializer} | documented(401, 404), tags=["tasks"]
     )
@@ -179,6 +187,8 @@ class TaskView(APIView):
 
 
 class CancelView(APIView):
+    scopes = {"POST": "manage"}
+
     @extend_schema(
         operation_id="cancel_task",
         request=None,
@@ -194,6 +204,8 @@ class CancelView(APIView):
 
 
 class RetryView(APIView):
+    scopes = {"POST": "manage"}
+
     @extend_schema(
         operation_id="retry_task",
         request=None,
@@ -209,6 +221,8 @@ class RetryView(APIView):
 
 
 class ResolveView(APIView):
+    scopes = {"POST": "manage"}
+
     @extend_schema(
         operation_id="resolve_task",
         request=ResolveSerializer,

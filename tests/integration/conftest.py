@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from accounts import throttle
 from tasks import doorbell
 
 
@@ -13,6 +14,8 @@ from tasks import doorbell
 def quiet_bell(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nobody has rung, and no failure of an earlier test keeps the bell silent."""
     monkeypatch.setattr(doorbell, "_silent_until", 0.0)
+    monkeypatch.setattr(throttle, "_silent_until", 0.0)
+    monkeypatch.setattr(throttle, "_local", throttle.Local())
     doorbell.client().flushdb()
     yield
     doorbell.client.cache_clear()

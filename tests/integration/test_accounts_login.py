@@ -157,13 +157,29 @@ def _token(user, *, key=None, algorithm="HS256", lifetime=timedelta(minutes=5), 
     return jwt.encode(payload, key, algorithm=algorithm)
 
 
-@pytest.mark.parametrize("forgery", ["none", "other key", "secret key", "expired", "no user", "wrong type"])
+@pytest.mark.parametrize(
+    "forgery",
+    [
+        "none",
+        "other key",
+        "other algorithm",
+        "secret key",
+        "no signature",
+        "expired",
+        "no user",
+        "wrong type",
+        "closed",
+    ],
+)
 def test_a_forged_or_expired_token_is_refused(settings, forgery):
     user, key = UserFactory(), settings.SIMPLE_JWT["SIGNING_KEY"]
     assert read(user, _token(user, key=key)) == 200, "the control must pass"
     forged = {
         "none": lambda: _token(user, algorithm="none"),
         "other key": lambda: _token(user, key="k" * 64),
+        "other algorithm": lambda: _token(user, key=key, algorithm="HS512"),
+        "no signature": lambda: _token(user, key=key).rpartition(".")[0] + ".",
+        "closed": lambda: _token(UserFactory(is_active=False), key=key),
         "secret key": lambda: _token(user, key=settings.SECRET_KEY),
         "expired": lambda: _token(user, key=key, lifetime=timedelta(seconds=-1)),
         "no user": lambda: _token(user, key=key, user_id=None),

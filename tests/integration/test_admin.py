@@ -71,6 +71,7 @@ def test_one_logs_in_with_the_address() -> None:
         "tasks_mailtask",
         "accounts_user",
         "accounts_smtpaccount",
+        "accounts_apikey",
         "auth_group",
         "django_celery_beat_periodictask",
         "django_celery_beat_crontabschedule",

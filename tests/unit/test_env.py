@@ -152,3 +152,26 @@ def test_a_start_without_secrets_ends_with_a_sentence_and_no_traceback() -> None
     assert done.returncode != 0
     assert "SECRET_KEY" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "pace"),
+    [("5/5m", (5, 300)), ("20/h", (20, 3600)), ("1000/s", (1000, 1)), ("7/2D", (7, 172_800)), ("off", None)],
+)
+def test_a_pace_is_so_many_within_so_long(
+    environment: pytest.MonkeyPatch, value: str, pace: tuple[int, int] | None
+) -> None:
+    assert read(environment, **ALL, THROTTLE_LOGIN=value).throttle_login == pace
+
+
+@pytest.mark.parametrize("value", ["5", "0/m", "5/0m", "5 per minute", "-5/m", "none", "5/w"])
+def test_what_is_no_pace_is_named(environment: pytest.MonkeyPatch, value: str) -> None:
+    assert "THROTTLE_REGISTER" in complaint(environment, **ALL, THROTTLE_REGISTER=value)
+
+
+def test_limits_are_on_where_strangers_call_and_off_for_mail(environment: pytest.MonkeyPatch) -> None:
+    found = read(environment, **ALL)
+    assert (found.throttle_login, found.throttle_login_address) == ((5, 300), (5, 60))
+    assert (found.throttle_register, found.throttle_smtp_test) == ((100, 3600), (10, 60))
+    assert found.throttle_enqueue is None
+    assert found.trusted_proxies == ()

@@ -1,0 +1,104 @@
+"""The ownership matrix: every call of the API by nobody, by another user, by staff, and by the owner."""
+
+import json
+
+import pytest
+from django.core import serializers as dumps
+from rest_framework.permissions import AllowAny
+from rest_framework.test import APIClient
+
+from accounts.keys import ApiKey, Scope
+from accounts.models import SmtpAccount, User
+from tasks.models import MailTask
+from tasks.states import Status
+from tests.factories import MailFactory, UserFactory, client_of
+from tests.routes import calls
+
+pytestmark = pytest.mark.django_db
+
+CALLS = sorted(
+    (method, address) for method, address, view in calls() if AllowAny not in view.permission_classes
+)
+OF_ONE = [(method, address) for method, address in CALLS if "/1" in address]
+#: Good enough for all of them, so that none is refused for its body.
+BODY = {"action": "accept", "scheduled_at": "2030-01-31T09:30:00Z"}
+CLIENTS = {
+    "other": lambda: client_of(UserFactory()),
+    "other's key": lambda: with_key(UserFactory()),
+    "staff": lambda: client_of(UserFactory(is_staff=True, is_superuser=True)),
+}
+
+
+def with_key(user: User) -> APIClient:
+    client = APIClient(raise_request_exception=False)
+    client.credentials(HTTP_AUTHORIZATION=f"Bearer {ApiKey.mint(user, 'x', Scope.values)[1]}")
+    return client
+
+
+@pytest.fixture
+def task() -> MailTask:
+    """Somebody's mail; they have a key too."""
+    mail = MailFactory()
+    ApiKey.mint(mail.owner, "mine", ["read"])
+    return mail
+
+
+def address_of(task: MailTask, address: str) -> str:
+    if "/1" not in address:
+        return address
+    pk = {"user": task.owner.pk, "task": task.pk, "keys": ApiKey.objects.get(owner=task.owner).pk}
+    return address.replace("/1", f"/{pk[address.split('/')[3]]}")
+
+
+def call(client: APIClient, method: str, address: str):
+    return client.generic(method, address, json.dumps(BODY), "application/json")
+
+
+def rows(owner: User) -> str:
+    of = [User.objects.filter(pk=owner.pk), SmtpAccount.objects.filter(owner=owner)]
+    of += [MailTask.objects.filter(owner=owner), ApiKey.objects.filter(owner=owner)]
+    return "".join(dumps.serialize("json", each) for each in of)
+
+
+def test_the_matrix_has_every_call_that_asks_who_is_there():
+    assert len(CALLS) >= 15
+    assert len(OF_ONE) >= 9
+
+
+@pytest.mark.parametrize(("method", "address"), CALLS)
+def test_nobody_gets_in(task, method, address):
+    before = rows(task.owner)
+    response = call(APIClient(raise_request_exception=False), method, address_of(task, address))
+    assert (response.status_code, response.json()["code"]) == (401, "not_authenticated")
+    assert response["WWW-Authenticate"].startswith("Bearer")
+    assert rows(task.owner) == before
+
+
+@pytest.mark.parametrize("who", CLIENTS)
+@pytest.mark.parametrize(("method", "address"), OF_ONE)
+def test_what_is_somebody_elses_does_not_exist(task, method, address, who):
+    before, client = rows(task.owner), CLIENTS[who]()
+    response = call(client, method, address_of(task, address))
+    missing = call(client, method, address.replace("/1", "/4242424242"))
+    assert (response.status_code, response.json()["code"]) == (404, "not_found")
+    assert response.json() == missing.json()
+    assert rows(task.owner) == before
+
+
+@pytest.mark.parametrize(("method", "address"), OF_ONE)
+def test_the_owner_gets_in(task, method, address):
+    response = call(client_of(task.owner), method, address_of(task, address))
+    assert response.status_code not in (401, 403, 404, 500)
+
+
+@pytest.mark.parametrize("who", CLIENTS)
+@pytest.mark.parametrize(
+    "address", sorted(each for method, each in CALLS if method == "GET" and "/1" not in each)
+)
+def test_lists_show_ones_own(address, who):
+    mail = MailFactory(status=Status.FAILED)  # which is in every list
+    ApiKey.mint(mail.owner, "mine", ["read"])
+    other = CLIENTS[who]()
+    own = len(ApiKey.objects.exclude(owner=mail.owner)) if "keys" in address else 0
+    assert len(other.get(address).json()["results"]) == own
+    assert len(client_of(mail.owner).get(address).json()["results"]) == 1
