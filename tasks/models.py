@@ -224,6 +224,29 @@ class Tag(models.Model):
         return self.tag
 
 
+class IdempotencyKey(models.Model):
+    """A call that must be done once: what it asked for, and what it was answered. Written in the transaction that did
+    it, so that there is neither without the other; see tasks/idempotency.py."""
+
+    pk = models.CompositePrimaryKey("owner_id", "key")
+    owner = models.ForeignKey(
+        User, on_delete=models.CASCADE, related_name="+", db_index=False, db_constraint=False
+    )
+    key = models.CharField(max_length=255)
+    #: SHA-256 of the address and the body.
+    fingerprint = models.BinaryField()
+    created_at = models.DateTimeField(default=timezone.now)
+    #: JSON, as text: jsonb would change the order of its fields.
+    answer = models.TextField(default="")
+
+    class Meta:
+        # What is old enough to leave (prune).
+        indexes = [models.Index("created_at", name="idempotency_age")]
+
+    def __str__(self) -> str:
+        return self.key
+
+
 class Attempt(models.Model):
     """One try at a mail that got as far as a verdict, or was lost with its worker."""
 

@@ -1,6 +1,6 @@
 """What people do with mails: submit, cancel, retry, resolve. Ledger first, bell after the commit."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -61,13 +61,28 @@ class AccountClosedError(Exception):
 
 
 def submit(owner: User, mail: NewMail) -> MailTask:
-    """Keeps the mail and rings. When this returns, the mail is committed and will be sent."""
+    """Keeps the mail and rings. When this returns, or the transaction of a caller who has begun one is committed, the
+    mail will be sent."""
     task, raw = _compose(owner, mail, _account(owner))
     if not ledger.enter(task, raw, tags=mail.tags, details=mail.details()):
         raise AccountClosedError
     if task.status == Status.QUEUED:
-        doorbell.ring()
+        transaction.on_commit(doorbell.ring)
     return task
+
+
+def submit_many(owner: User, mails: Sequence[NewMail]) -> list[tuple[int, Status]]:
+    """Keeps them all in one statement, and rings once; id and status of each, in order."""
+    if not mails:
+        return []
+    now, sender = timezone.now(), wire_address(_account(owner).from_email)
+    entries = [_entry(mail, sender, now) for mail in mails]
+    ids = ledger.enter_many(owner.pk, sender, now, entries)
+    if not ids:
+        raise AccountClosedError
+    if any(entry.status == Status.QUEUED for entry in entries):
+        transaction.on_commit(doorbell.ring)
+    return [(pk, entry.status) for pk, entry in zip(ids, entries, strict=True)]
 
 
 def _account(owner: User) -> SmtpAccount:
@@ -78,6 +93,8 @@ def _account(owner: User) -> SmtpAccount:
     try:
         return _read_account(owner)
     except (OperationalError, InterfaceError):
+        if connection.in_atomic_block:
+            raise
         connection.close()
         return _read_account(owner)
 
@@ -91,39 +108,58 @@ def _read_account(owner: User) -> SmtpAccount:
 
 def _compose(owner: User, mail: NewMail, account: SmtpAccount) -> tuple[MailTask, bytes]:
     """The row and the mail's bytes, nothing stored yet."""
-    now = timezone.now()
-    due_at = max(mail.scheduled_at or now, now)
-    sender, recipient = wire_address(account.from_email), wire_address(mail.recipient)
+    now, sender = timezone.now(), wire_address(account.from_email)
+    entry = _entry(mail, sender, now)
     task = MailTask(
         owner=owner,
-        status=Status.SCHEDULED if due_at > now else Status.QUEUED,
-        lane=mail.lane,
-        max_tries=mail.max_tries or settings.MAIL_MAX_TRIES,
-        on_uncertain=mail.on_uncertain,
+        status=entry.status,
+        lane=entry.lane,
+        max_tries=entry.max_tries,
+        on_uncertain=entry.on_uncertain,
         created_at=now,
         moved_at=now,
-        due_at=due_at,
-        scheduled_at=mail.scheduled_at,
-        expires_at=mail.expires_at,
+        due_at=entry.due_at,
+        scheduled_at=entry.scheduled_at,
+        expires_at=entry.expires_at,
         sender=sender,
-        recipient=recipient,
-        subject=mail.subject,
-        message_id=message.new_message_id(sender),
+        recipient=entry.recipient,
+        subject=entry.subject,
+        message_id=entry.message_id,
     )
+    return task, entry.raw
+
+
+def _entry(mail: NewMail, sender: str, now: datetime) -> ledger.Entry:
+    due_at = max(mail.scheduled_at or now, now)
+    recipient, message_id = wire_address(mail.recipient), message.new_message_id(sender)
     raw = message.build(
         sender=sender,
         recipient=recipient,
         subject=mail.subject,
         text=mail.text,
         html=mail.html,
-        message_id=task.message_id,
+        message_id=message_id,
         date=now,
         from_name=mail.from_name,
         reply_to=mail.reply_to,
         own_headers=mail.headers,
         attachments=mail.attachments,
     )
-    return task, raw
+    return ledger.Entry(
+        status=Status.SCHEDULED if due_at > now else Status.QUEUED,
+        lane=mail.lane,
+        max_tries=mail.max_tries or settings.MAIL_MAX_TRIES,
+        on_uncertain=mail.on_uncertain,
+        due_at=due_at,
+        scheduled_at=mail.scheduled_at,
+        expires_at=mail.expires_at,
+        recipient=recipient,
+        subject=mail.subject,
+        message_id=message_id,
+        raw=raw,
+        tags=mail.tags,
+        details=mail.details(),
+    )
 
 
 def cancel(tasks: MailTaskQuerySet) -> int:

@@ -1,5 +1,7 @@
 """Tasks over HTTP: shape in the serializer, one domain call, an answer. Every queryset begins at the owner."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 from django.db.models import QuerySet
@@ -17,6 +19,7 @@ from rest_framework.views import APIView
 from accounts.api.problems import Conflict, documented
 from accounts.models import SmtpAccount, User
 from tasks import submission
+from tasks.api.once import ONCE, once
 from tasks.api.serializers import (
     AcceptedSerializer,
     EnqueueSerializer,
@@ -83,18 +86,27 @@ READER, ACCEPTED = EnqueueSerializer(), AcceptedSerializer()
 CHANGED = "The state of this mail has just changed; ask again."
 
 
-def _owner(request: Request) -> User:
+def owner_of(request: Request) -> User:
     return cast(User, request.user)
 
 
-def _own_tasks(request: Request) -> MailTaskQuerySet:
-    return MailTask.objects.owned_by(_owner(request))
+@contextmanager
+def open_account() -> Iterator[None]:
+    """401 where the owner's account has just been closed."""
+    try:
+        yield
+    except submission.AccountClosedError as error:
+        raise AuthenticationFailed("The account is closed.", "user_inactive") from error
 
 
-def _in_full(request: Request, pk: int) -> Response:
-    in_full = _own_tasks(request).select_related("content").defer("content__raw")
-    task = get_object_or_404(in_full.prefetch_related("attempts", "tags"), pk=pk)
-    account = SmtpAccount.objects.get(owner=_owner(request))
+def own_tasks(request: Request) -> MailTaskQuerySet:
+    return MailTask.objects.owned_by(owner_of(request))
+
+
+def in_full(request: Request, pk: int) -> Response:
+    whole = own_tasks(request).select_related("content").defer("content__raw")
+    task = get_object_or_404(whole.prefetch_related("attempts", "tags"), pk=pk)
+    account = SmtpAccount.objects.get(owner=owner_of(request))
     return Response(TaskDetailSerializer(task, context={"account": account}).data)
 
 
@@ -102,21 +114,21 @@ class EnqueueView(APIView):
     @extend_schema(
         operation_id="enqueue",
         request=EnqueueSerializer,
-        responses={202: AcceptedSerializer} | documented(400, 401, 413, 415),
-        parameters=[LOCATION],
+        responses={202: AcceptedSerializer} | documented(400, 401, 409, 413, 415, 422),
+        parameters=[LOCATION, *ONCE],
         examples=[A_MAIL, A_FULL_MAIL],
         tags=["tasks"],
     )
     def post(self, request: Request) -> Response:
         """Hands over a mail. With the 202 it is committed, and will be sent."""
+        answer = once(request, lambda: self._submit(request), status.HTTP_202_ACCEPTED)
+        answer["Location"] = request.build_absolute_uri(reverse("task", args=[answer.data["task_id"]]))
+        return answer
+
+    def _submit(self, request: Request) -> dict[str, Any]:
         mail = READER.mail(request.data)
-        try:
-            task = submission.submit(_owner(request), mail)
-        except submission.AccountClosedError as error:
-            raise AuthenticationFailed("The account is closed.", "user_inactive") from error
-        where = request.build_absolute_uri(reverse("task", args=[task.pk]))
-        answer = ACCEPTED.to_representation(task)
-        return Response(answer, status.HTTP_202_ACCEPTED, headers={"Location": where})
+        with open_account():
+            return ACCEPTED.to_representation(submission.submit(owner_of(request), mail))
 
 
 class QueueView(ListAPIView[MailTask]):
@@ -129,7 +141,7 @@ class QueueView(ListAPIView[MailTask]):
         asked = QueueFilterSerializer(data=self.request.query_params.dict())
         asked.is_valid(raise_exception=True)
         filters = dict(asked.validated_data)
-        tasks = self.listed(_own_tasks(self.request)).prefetch_related("tags")
+        tasks = self.listed(own_tasks(self.request)).prefetch_related("tags")
         if tag := filters.pop("tag", None):
             tasks = tasks.tagged(tag)
         if (status := filters.pop("status", None)) is not None:
@@ -140,7 +152,7 @@ class QueueView(ListAPIView[MailTask]):
         return own
 
     def get_serializer_context(self) -> dict[str, Any]:
-        account = SmtpAccount.objects.get(owner=_owner(self.request))
+        account = SmtpAccount.objects.get(owner=owner_of(self.request))
         return {**super().get_serializer_context(), "account": account}
 
     @extend_schema(
@@ -175,7 +187,7 @@ class TaskView(APIView):
     )
     def get(self, request: Request, pk: int) -> Response:
         """Everything about one task: its times, why it waits, every attempt."""
-        return _in_full(request, pk)
+        return in_full(request, pk)
 
 
 class CancelView(APIView):
@@ -187,10 +199,10 @@ class CancelView(APIView):
     )
     def post(self, request: Request, pk: int) -> Response:
         """Cancels a task that still waits."""
-        if not submission.cancel(_own_tasks(request).filter(pk=pk)):
-            task = get_object_or_404(_own_tasks(request), pk=pk)
+        if not submission.cancel(own_tasks(request).filter(pk=pk)):
+            task = get_object_or_404(own_tasks(request), pk=pk)
             raise Conflict(NOT_CANCELLABLE.get(task.status, CHANGED), "not_cancellable")
-        return _in_full(request, pk)
+        return in_full(request, pk)
 
 
 class RetryView(APIView):
@@ -202,10 +214,10 @@ class RetryView(APIView):
     )
     def post(self, request: Request, pk: int) -> Response:
         """Sends a failed, cancelled or uncertain task again, at once and with a fresh count."""
-        if not submission.retry(_own_tasks(request).filter(pk=pk)):
-            task = get_object_or_404(_own_tasks(request), pk=pk)
+        if not submission.retry(own_tasks(request).filter(pk=pk)):
+            task = get_object_or_404(own_tasks(request), pk=pk)
             raise Conflict(NOT_RETRYABLE.get(task.status, CHANGED), "not_retryable")
-        return _in_full(request, pk)
+        return in_full(request, pk)
 
 
 class ResolveView(APIView):
@@ -221,7 +233,7 @@ class ResolveView(APIView):
         asked = ResolveSerializer(data=request.data)
         asked.is_valid(raise_exception=True)
         verb = {"accept": submission.accept, "retry": submission.send_again}[asked.validated_data["action"]]
-        if not verb(_own_tasks(request).filter(pk=pk)):
-            task = get_object_or_404(_own_tasks(request), pk=pk)
+        if not verb(own_tasks(request).filter(pk=pk)):
+            task = get_object_or_404(own_tasks(request), pk=pk)
             raise Conflict(NOT_UNCERTAIN.get(task.status, CHANGED), "not_uncertain")
-        return _in_full(request, pk)
+        return in_full(request, pk)
