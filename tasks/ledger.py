@@ -287,6 +287,12 @@ def requeue(tasks: MailTaskQuerySet) -> int:
     return _run_for(statements.REQUEUE, tasks)
 
 
+def reschedule(tasks: MailTaskQuerySet, scheduled_at: datetime) -> int:
+    """Gives those that are scheduled another time, unless they would expire first; a past one makes them due. How
+    many."""
+    return _run_for(statements.RESCHEDULE, tasks, scheduled_at, scheduled_at)
+
+
 def accept(tasks: MailTaskQuerySet) -> int:
     """Takes those that are uncertain as sent; how many."""
     return _run_for(statements.ACCEPT, tasks)

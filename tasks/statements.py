@@ -269,6 +269,26 @@ moved AS (
 INSERT INTO tasks_due (task_id, owner_id, lane, due_at, expires_at)
 SELECT id, owner_id, lane, due_at, expires_at FROM moved RETURNING task_id
 """
+RESCHEDULE = f"""
+WITH chosen AS MATERIALIZED ({{chosen}}),
+wanted AS (SELECT greatest(%s::timestamptz, now()) AS due_at),
+taken AS (
+    DELETE FROM tasks_due d USING chosen, wanted
+    WHERE d.task_id = chosen.id AND EXISTS (
+        SELECT 1 FROM tasks_mailtask t WHERE t.id = d.task_id AND t.status = {Status.SCHEDULED:d}
+        AND (t.expires_at IS NULL OR t.expires_at > wanted.due_at))
+    RETURNING d.task_id
+),
+moved AS (
+    UPDATE tasks_mailtask t
+    SET status = CASE WHEN wanted.due_at > now() THEN {Status.SCHEDULED:d} ELSE {Status.QUEUED:d} END,
+        due_at = wanted.due_at, scheduled_at = %s::timestamptz, moved_at = now()
+    FROM taken, wanted WHERE t.id = taken.task_id
+    RETURNING t.id, t.owner_id, t.lane, t.due_at, t.expires_at
+)
+INSERT INTO tasks_due (task_id, owner_id, lane, due_at, expires_at)
+SELECT id, owner_id, lane, due_at, expires_at FROM moved RETURNING task_id
+"""
 ACCEPT = f"""
 UPDATE tasks_mailtask SET status = {Status.SUCCESS:d}, is_uncertain = false, finished_at = now(), moved_at = now()
 WHERE id IN ({{chosen}}) AND status = {Status.UNCERTAIN:d} RETURNING id

@@ -1,12 +1,14 @@
 """What people do with mails: submit, cancel, retry, resolve. Ledger first, bell after the commit."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection, transaction
+from django.db.models import Max
 from django.utils import timezone
 
 from accounts.addresses import wire_address
@@ -14,6 +16,9 @@ from accounts.models import SmtpAccount, User
 from tasks import doorbell, ledger, message
 from tasks.models import MailTask, MailTaskQuerySet
 from tasks.states import CancelReason, Lane, OnUncertain, Status
+
+#: Mails changed in one transaction of a deed in bulk, and how long (seconds) one call may go on.
+BITE, BULK_SECONDS = 1_000, 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,11 @@ def submit_many(owner: User, mails: Sequence[NewMail]) -> list[tuple[int, Status
     if any(entry.status == Status.QUEUED for entry in entries):
         transaction.on_commit(doorbell.ring)
     return [(pk, entry.status) for pk, entry in zip(ids, entries, strict=True)]
+
+
+def compose(owner: User, mail: NewMail) -> tuple[MailTask, bytes]:
+    """The row and the bytes that `submit` would keep."""
+    return _compose(owner, mail, _account(owner))
 
 
 def _account(owner: User) -> SmtpAccount:
@@ -173,6 +183,44 @@ def retry(tasks: MailTaskQuerySet) -> int:
     if changed:
         transaction.on_commit(doorbell.ring)
     return changed
+
+
+def reschedule(tasks: MailTaskQuerySet, scheduled_at: datetime) -> int:
+    """Gives those that are scheduled another time; the number of them. What would expire first is left as it is."""
+    changed = ledger.reschedule(tasks, scheduled_at)
+    if changed and scheduled_at <= timezone.now():
+        transaction.on_commit(doorbell.ring)
+    return changed
+
+
+class Bulk(NamedTuple):
+    """What a deed in bulk has found and changed; `complete` is False where time was over before all was seen."""
+
+    matched: int
+    changed: int
+    complete: bool
+
+
+def in_bulk(tasks: MailTaskQuerySet, verb: Callable[[MailTaskQuerySet], int] | None) -> Bulk:
+    """Does it to all of them, in bites, each a transaction of its own; without a verb they are only counted.
+
+    What is submitted meanwhile is not touched. Ends after BULK_SECONDS, for somebody waits for the answer.
+    """
+    end = time.monotonic() + BULK_SECONDS
+    newest = MailTask.objects.aggregate(newest=Max("id"))["newest"] or 0
+    last = matched = changed = 0
+    while True:
+        bite = tasks.filter(id__gt=last, id__lte=newest).order_by("id")
+        ids = list(bite.values_list("id", flat=True)[:BITE])
+        if ids and verb:
+            # The filter once more: what has changed since is judged anew.
+            changed += verb(tasks.filter(id__in=ids))
+        matched += len(ids)
+        if len(ids) < BITE:
+            return Bulk(matched, changed, complete=True)
+        if time.monotonic() > end:
+            return Bulk(matched, changed, complete=False)
+        last = ids[-1]
 
 
 def accept(tasks: MailTaskQuerySet) -> int:

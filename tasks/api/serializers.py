@@ -10,8 +10,10 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from accounts.addresses import LONGEST, checked_address
+from accounts.api.parsing import printable
 from accounts.api.problems import BadField
 from accounts.api.serializers import Text
+from accounts.models import Security
 from tasks import headers
 from tasks.api.parts import LONGEST_TAG, Attachments, Headers, Mailbox, Metadata, Tags
 from tasks.models import Attempt, MailTask
@@ -184,6 +186,74 @@ class AcceptedSerializer(serializers.Serializer[MailTask]):
     status = Word(Status)
 
 
+class WaitingSerializer(serializers.Serializer[Any]):
+    reason = serializers.ChoiceField(
+        [
+            "scheduled",
+            "retry",
+            "account_paused",
+            "account_limit",
+            "domain_limit",
+            "lane_paused",
+            "backlog",
+            "uncertain",
+        ]
+    )
+    until = serializers.DateTimeField(allow_null=True)
+    detail = serializers.CharField()
+    tries_left = serializers.IntegerField()
+
+
+class HeaderSerializer(serializers.Serializer[Any]):
+    name = serializers.CharField()
+    value = serializers.CharField(allow_blank=True, help_text="decoded")
+
+
+class PartSerializer(serializers.Serializer[Any]):
+    content_type = serializers.CharField()
+    filename = serializers.CharField(allow_null=True)
+    size = serializers.IntegerField(help_text="bytes")
+    text = serializers.CharField(allow_null=True, help_text="null for attachments")
+
+
+class RenderedSerializer(serializers.Serializer[Any]):
+    headers = HeaderSerializer(many=True)
+    parts = PartSerializer(many=True)
+    source = serializers.CharField(  # type: ignore[assignment]
+        help_text="the mail as it would go over the wire (RFC 5322)"
+    )
+
+
+class RouteSerializer(serializers.Serializer[Any]):
+    relay = serializers.ChoiceField(
+        ["own", "default", "none"], help_text="none: a magic address, whose mail never leaves the service"
+    )
+    host = serializers.CharField(allow_null=True)
+    port = serializers.IntegerField(allow_null=True)
+    security = serializers.ChoiceField(Security.values, allow_null=True)
+
+
+class PlanSerializer(serializers.Serializer[Any]):
+    status = Word(Status)
+    due_at = serializers.DateTimeField(help_text="a worker may take it from then on")
+    expires_at = serializers.DateTimeField(allow_null=True)
+    lane = Word(Lane)
+    max_tries = serializers.IntegerField()
+    retry_after_seconds = serializers.ListField(
+        child=serializers.IntegerField(), help_text="the wait before each further try, give or take a fifth"
+    )
+    on_uncertain = Word(OnUncertain)
+    waiting = WaitingSerializer(allow_null=True)
+
+
+class DryRunSerializer(serializers.Serializer[Any]):
+    """What would become of the mail."""
+
+    mail = RenderedSerializer()
+    route = RouteSerializer()
+    plan = PlanSerializer()
+
+
 class ComplaintSerializer(serializers.Serializer[Any]):
     """What is wrong with one message of a batch; as in a problem."""
 
@@ -213,24 +283,6 @@ class AttemptSerializer(serializers.Serializer[Attempt]):
     reply = serializers.CharField()
     duration_ms = serializers.IntegerField()
     worker = serializers.CharField()
-
-
-class WaitingSerializer(serializers.Serializer[Any]):
-    reason = serializers.ChoiceField(
-        [
-            "scheduled",
-            "retry",
-            "account_paused",
-            "account_limit",
-            "domain_limit",
-            "lane_paused",
-            "backlog",
-            "uncertain",
-        ]
-    )
-    until = serializers.DateTimeField(allow_null=True)
-    detail = serializers.CharField()
-    tries_left = serializers.IntegerField()
 
 
 class TaskSerializer(AcceptedSerializer):
@@ -296,3 +348,55 @@ class QueueFilterSerializer(serializers.Serializer[Any]):
     lane = Word(Lane, required=False)
     recipient = MailAddress(required=False)
     tag = Text(required=False, max_length=LONGEST_TAG)
+    created_after = serializers.DateTimeField(
+        error_messages=NOT_A_TIME, required=False, help_text="accepted at this time or later"
+    )
+    created_before = serializers.DateTimeField(
+        error_messages=NOT_A_TIME, required=False, help_text="accepted before this time"
+    )
+    q = Text(
+        required=False, max_length=200, help_text="stands in the subject or in the recipient, in any case"
+    )
+
+
+class BulkFilterSerializer(QueueFilterSerializer):
+    """Which mails; as in the lists. Every mail must be asked for by name, with `all`."""
+
+    all = serializers.BooleanField(required=False, help_text="true for every mail, and then nothing else")
+
+    def to_internal_value(self, data: Any) -> dict[str, Any]:
+        # A misspelt name that is passed over would mean more mails than were meant.
+        unknown = sorted(set(data) - set(self.fields)) if isinstance(data, dict) else []
+        if unknown:
+            known = ", ".join(self.fields)
+            raise serializers.ValidationError(
+                {printable(name): [f"No such filter; there are {known}."] for name in unknown},
+                "unknown_filter",
+            )
+        asked = super().to_internal_value(data)
+        is_all = asked.pop("all", False)
+        if not asked and not is_all:
+            complaint = 'An empty filter would mean every mail: say {"all": true} for that.'
+            raise serializers.ValidationError(complaint, "empty_filter")
+        if asked and is_all:
+            complaint = "Either `all`, or other filters."
+            raise serializers.ValidationError({"all": [complaint]}, "not_with_others")
+        return dict(asked)
+
+
+class BulkSerializer(serializers.Serializer[Any]):
+    action = serializers.ChoiceField(["retry", "cancel"])
+    filter = BulkFilterSerializer()
+    dry_run = serializers.BooleanField(required=False, default=False, help_text="only count them")
+
+
+class BulkDoneSerializer(serializers.Serializer[Any]):
+    matched = serializers.IntegerField(help_text="mails that the filter means and that allow the action")
+    changed = serializers.IntegerField(help_text="of these, how many were changed; 0 in a dry run")
+    complete = serializers.BooleanField(help_text="false if time was over before all was seen: call again")
+
+
+class RescheduleSerializer(serializers.Serializer[Any]):
+    scheduled_at = serializers.DateTimeField(
+        error_messages=NOT_A_TIME, help_text="the new time; without an offset it is UTC; past means now"
+    )
