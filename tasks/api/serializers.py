@@ -393,7 +393,9 @@ class BulkSerializer(serializers.Serializer[Any]):
 class BulkDoneSerializer(serializers.Serializer[Any]):
     matched = serializers.IntegerField(help_text="mails that the filter means and that allow the action")
     changed = serializers.IntegerField(help_text="of these, how many were changed; 0 in a dry run")
-    complete = serializers.BooleanField(help_text="false if time was over before all was seen: call again")
+    complete = serializers.BooleanField(
+        help_text="false if time was over before all was seen: call again, and it goes on"
+    )
 
 
 class RescheduleSerializer(serializers.Serializer[Any]):
