@@ -88,7 +88,6 @@ class Entry(NamedTuple):
     lane: int
     max_tries: int
     on_uncertain: int
-    due_at: datetime
     scheduled_at: datetime | None
     expires_at: datetime | None
     recipient: str
@@ -110,9 +109,8 @@ def enter_many(owner_id: int, sender: str, created_at: datetime, mails: Sequence
         "lanes": _array([one.lane for one in mails]),
         "max_tries": _array([one.max_tries for one in mails]),
         "on_uncertain": _array([one.on_uncertain for one in mails]),
-        "due": [one.due_at for one in mails],
-        "scheduled": [one.scheduled_at for one in mails],
-        "expire": [one.expires_at for one in mails],
+        "scheduled": _times([one.scheduled_at for one in mails]),
+        "expire": _times([one.expires_at for one in mails]),
         "recipients": [one.recipient for one in mails],
         "subjects": [one.subject for one in mails],
         "message_ids": [one.message_id for one in mails],
@@ -199,6 +197,10 @@ def settle(settlements: Sequence[Settlement], worker: str) -> set[int]:
 def _array(numbers: Sequence[int | None]) -> str:
     """As PostgreSQL writes it. psycopg would look at each number several times to find the type they share."""
     return f"{{{','.join(['NULL' if one is None else f'{one:d}' for one in numbers])}}}"
+
+
+def _times(times: Sequence[datetime | None]) -> str:
+    return f"{{{','.join(['NULL' if one is None else one.isoformat() for one in times])}}}"
 
 
 def renew(tokens: Sequence[uuid.UUID], lease_seconds: float) -> set[uuid.UUID]:

@@ -47,13 +47,14 @@ ENTER, ENTER_TAGGED = _ENTER.format(tagged=""), _ENTER.format(tagged=_TAGGED)
 # A batch: an array for each column. The ids are drawn first, so that each row is known by its place in the arrays.
 _ENTER_MANY = """
 WITH mail AS MATERIALIZED (
-    SELECT nextval('tasks_mailtask_id_seq') AS id, owner.id AS owner_id, given.*
+    SELECT nextval('tasks_mailtask_id_seq') AS id, owner.id AS owner_id,
+        greatest(given.scheduled_at, %(created_at)s::timestamptz) AS due_at, given.*
     FROM accounts_user owner, unnest(%(statuses)s::smallint[], %(lanes)s::smallint[], %(max_tries)s::smallint[],
-        %(on_uncertain)s::smallint[], %(due)s::timestamptz[], %(scheduled)s::timestamptz[],
-        %(expire)s::timestamptz[], %(recipients)s::text[], %(subjects)s::text[], %(message_ids)s::text[],
-        %(raws)b::bytea[], %(details)s::jsonb[])
-    WITH ORDINALITY AS given(status, lane, max_tries, on_uncertain, due_at, scheduled_at, expires_at, recipient,
-        subject, message_id, raw, details, place)
+        %(on_uncertain)s::smallint[], %(scheduled)s::timestamptz[], %(expire)s::timestamptz[],
+        %(recipients)b::text[], %(subjects)b::text[], %(message_ids)b::text[], %(raws)b::bytea[],
+        %(details)s::jsonb[])
+    WITH ORDINALITY AS given(status, lane, max_tries, on_uncertain, scheduled_at, expires_at, recipient, subject,
+        message_id, raw, details, place)
     WHERE owner.id = %(owner_id)s::bigint AND owner.is_active
 ),
 task AS (
@@ -61,7 +62,7 @@ task AS (
         has_failed, is_uncertain, due_at, created_at, moved_at, scheduled_at, expires_at, sender, recipient, subject,
         message_id, last_reply)
     SELECT id, owner_id, status, lane, 0, max_tries, on_uncertain, 0, false, false, due_at,
-        %(created_at)s::timestamptz, %(created_at)s, scheduled_at, expires_at, %(sender)s::text, recipient, subject,
+        %(created_at)s, %(created_at)s, scheduled_at, expires_at, %(sender)s::text, recipient, subject,
         message_id, ''
     FROM mail
 ),

@@ -44,6 +44,8 @@ class NewMail:
 
     def details(self) -> dict[str, Any]:
         """What the API shows again, as far as given."""
+        if not (self.from_name or self.reply_to or self.headers or self.attachments or self.metadata):
+            return {}
         given = {
             "from_name": self.from_name,
             "reply_to": self.reply_to and shown_mailbox(*self.reply_to),
@@ -128,7 +130,7 @@ def _compose(owner: User, mail: NewMail, account: SmtpAccount) -> tuple[MailTask
         on_uncertain=entry.on_uncertain,
         created_at=now,
         moved_at=now,
-        due_at=entry.due_at,
+        due_at=max(entry.scheduled_at or now, now),
         scheduled_at=entry.scheduled_at,
         expires_at=entry.expires_at,
         sender=sender,
@@ -140,7 +142,7 @@ def _compose(owner: User, mail: NewMail, account: SmtpAccount) -> tuple[MailTask
 
 
 def _entry(mail: NewMail, sender: str, now: datetime) -> ledger.Entry:
-    due_at = max(mail.scheduled_at or now, now)
+    is_for_later = mail.scheduled_at is not None and mail.scheduled_at > now
     recipient, message_id = wire_address(mail.recipient), message.new_message_id(sender)
     raw = message.build(
         sender=sender,
@@ -156,11 +158,10 @@ def _entry(mail: NewMail, sender: str, now: datetime) -> ledger.Entry:
         attachments=mail.attachments,
     )
     return ledger.Entry(
-        status=Status.SCHEDULED if due_at > now else Status.QUEUED,
+        status=Status.SCHEDULED if is_for_later else Status.QUEUED,
         lane=mail.lane,
         max_tries=mail.max_tries or settings.MAIL_MAX_TRIES,
         on_uncertain=mail.on_uncertain,
-        due_at=due_at,
         scheduled_at=mail.scheduled_at,
         expires_at=mail.expires_at,
         recipient=recipient,

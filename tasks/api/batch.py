@@ -13,7 +13,7 @@ from accounts.api.parsing import BoundedJSONParser, refuse_unstorable
 from accounts.api.problems import describe, documented
 from tasks import submission
 from tasks.api.once import ONCE, once
-from tasks.api.serializers import MOST_MESSAGES, BatchResultsSerializer, BatchSerializer
+from tasks.api.serializers import MOST_MESSAGES, BatchResultsSerializer, BatchSerializer, plain_mail
 from tasks.api.views import READER, open_account, owner_of
 from tasks.submission import NewMail
 
@@ -96,6 +96,8 @@ def _messages(data: Any) -> list[Any]:
 def _read(message: Any) -> NewMail | dict[str, Any]:
     """A mail, or what is wrong with it."""
     try:
+        if mail := plain_mail(message):
+            return mail
         if isinstance(message, dict):
             refuse_unstorable(message)
         return READER.mail(message)

@@ -10,7 +10,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from accounts.addresses import LONGEST, checked_address
-from accounts.api.parsing import printable
+from accounts.api.parsing import is_unicode, printable
 from accounts.api.problems import BadField
 from accounts.api.serializers import Text
 from accounts.models import Security
@@ -119,8 +119,8 @@ class EnqueueSerializer(serializers.Serializer[NewMail]):
         return attrs
 
     def mail(self, data: Any) -> NewMail:
-        """What is asked for, of which refuse_unstorable has let everything pass; ValidationError names every field
-        that is wrong."""
+        """What is asked for; ValidationError names every field that is wrong. What cannot be stored is not let in by
+        the parser, nor by whoever reads a batch."""
         return plain_mail(data) or self._any_mail(data)
 
     def _any_mail(self, data: Any) -> NewMail:
@@ -155,6 +155,8 @@ def plain_mail(data: Any) -> NewMail | None:
     if not address or len(recipient) > LONGEST or not _is_domain(address["domain"]):
         return None
     if not _PLAIN_SUBJECT.fullmatch(subject) or not 0 < len(text) <= LONGEST_BODY or len(html) > LONGEST_BODY:
+        return None
+    if "\0" in text or "\0" in html or not (is_unicode(text) and is_unicode(html)):
         return None
     return NewMail(recipient=recipient, subject=subject, text=text, html=html)
 

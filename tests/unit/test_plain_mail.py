@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rest_framework.exceptions import ValidationError
 
 from accounts.api.parsing import refuse_unstorable
 from tasks.api.serializers import LONGEST_BODY, EnqueueSerializer, plain_mail
@@ -34,12 +33,9 @@ MAILS = st.fixed_dictionaries(
 
 @given(MAILS)
 def test_what_is_read_the_short_way_reads_the_same_the_long_way(mail: dict[str, Any]) -> None:
-    try:
-        refuse_unstorable(mail)
-    except ValidationError:
-        return  # refused before either looks
     short = plain_mail(mail)
     if short is not None:
+        refuse_unstorable(mail)
         assert short == EnqueueSerializer()._any_mail(mail)
 
 
@@ -72,6 +68,10 @@ def test_most_mails_take_the_short_way(changes: dict[str, Any]) -> None:
         {"body": "x" * (LONGEST_BODY + 1)},
         {"html_body": "x" * (LONGEST_BODY + 1)},
         {"html_body": None},
+        {"body": "a\0b"},
+        {"body": "\ud800"},
+        {"html_body": "a\0b"},
+        {"html_body": "\ud800"},
         {"lane": "otp"},
         {"unknown": 1},
     ],
