@@ -27,7 +27,10 @@ _ESCAPED = re.compile(r"\\(.)")
 ONCE = [
     OpenApiParameter(
         "Idempotency-Key",
-        OpenApiTypes.STR,
+        {
+            "type": "string",
+            "pattern": rf'^([!#-~]{{1,{LONGEST_KEY}}}|"([ !#-\[\]-~]|\\["\\]){{1,{LONGEST_KEY}}}")$',
+        },
         OpenApiParameter.HEADER,
         description=f"Up to {LONGEST_KEY} visible ASCII characters of your own, bare or quoted. The same call with "
         "the same key is done once: for 24 hours every further one gets the first one's answer.",
