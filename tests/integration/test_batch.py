@@ -64,7 +64,8 @@ def test_each_mail_is_kept_in_the_order_of_the_messages(api: APIClient, owner: U
 
 
 def test_the_good_ones_go_and_the_bad_ones_are_named(api: APIClient) -> None:
-    later = (timezone.now() + timedelta(hours=1)).isoformat()
+    at = timezone.now() + timedelta(hours=1)
+    later = at.isoformat()
     found = results(
         api,
         [
@@ -80,6 +81,8 @@ def test_the_good_ones_go_and_the_bad_ones_are_named(api: APIClient) -> None:
     )
     assert ["task_id" in one for one in found] == [True, False, False, False, False, False, True, False]
     assert (found[0]["status"], found[6]["status"]) == ("queued", "scheduled")
+    for_later = MailTask.objects.get(id=found[6]["task_id"])
+    assert for_later.due_at == for_later.scheduled_at == for_later.due.due_at == at
     errors = [one["error"] for one in found if "error" in one]
     assert all(one.keys() == {"code", "detail", "errors"} and one["detail"] for one in errors)
     assert {each["field"] for each in errors[0]["errors"]} == {"recipient_email", "max_tries"}

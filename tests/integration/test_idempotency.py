@@ -76,6 +76,13 @@ def test_the_same_key_for_another_call_is_refused(api: APIClient, path: str, bod
     assert MailTask.objects.count() == 1
 
 
+def test_the_same_key_at_another_address_is_refused_though_the_body_is_the_same(api: APIClient) -> None:
+    body = A_MAIL | {"messages": [A_MAIL]}  # good for both
+    assert call(api, "a-key", body).status_code == 202
+    assert_problem(call(api, "a-key", body, BATCH), 422, "idempotency_key_reused")
+    assert call(api, "another", body, BATCH).status_code == 207
+
+
 def test_bare_and_quoted_are_the_same_key(api: APIClient) -> None:
     given = ["8e03978e-40d5", '"8e03978e-40d5"', ' "8e03978e-40d5" ']
     assert len({call(api, key).content for key in given}) == 1
