@@ -8,6 +8,8 @@ from django.core.validators import validate_email
 
 #: RFC 5321 4.5.3.1.3, in bytes.
 LONGEST = 254
+#: Mail to it never leaves the service (RFC 6761: there is no such domain).
+MAGIC_DOMAIN = "sandbox.invalid"
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 

@@ -7,12 +7,12 @@ Times are the database's: the clocks of workers may differ. No transaction here 
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import psycopg
 from django.core.exceptions import EmptyResultSet
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 
 from tasks import statements
 from tasks.models import MailContent, MailTask, MailTaskQuerySet
@@ -79,6 +79,49 @@ def enter(
     if rows:
         task.pk = rows[0][0]
     return bool(rows)
+
+
+class Entry(NamedTuple):
+    """A new mail of a batch, nothing of it stored yet; `details` as for `enter`."""
+
+    status: Status
+    lane: int
+    max_tries: int
+    on_uncertain: int
+    scheduled_at: datetime | None
+    expires_at: datetime | None
+    recipient: str
+    subject: str
+    message_id: str
+    raw: bytes
+    tags: Sequence[str]
+    details: Mapping[str, Any]
+
+
+def enter_many(owner_id: int, sender: str, created_at: datetime, mails: Sequence[Entry]) -> list[int]:
+    """Writes new tasks of one owner in one statement; their ids, in order. None at all if the account is closed."""
+    tags = [(mail, at, tag) for mail, one in enumerate(mails, 1) for at, tag in enumerate(one.tags, 1)]
+    parameters = {
+        "owner_id": owner_id,
+        "sender": sender,
+        "created_at": created_at,
+        "statuses": _array([one.status for one in mails]),
+        "lanes": _array([one.lane for one in mails]),
+        "max_tries": _array([one.max_tries for one in mails]),
+        "on_uncertain": _array([one.on_uncertain for one in mails]),
+        "scheduled": _times([one.scheduled_at for one in mails]),
+        "expire": _times([one.expires_at for one in mails]),
+        "recipients": [one.recipient for one in mails],
+        "subjects": [one.subject for one in mails],
+        "message_ids": [one.message_id for one in mails],
+        "raws": [one.raw for one in mails],
+        "details": [json.dumps(one.details) if one.details else None for one in mails],
+        "tag_places": _array([mail for mail, _, _ in tags]),
+        "tag_positions": _array([at for _, at, _ in tags]),
+        "tags": [tag for _, _, tag in tags],
+    }
+    rows = _run(statements.ENTER_MANY_TAGGED if tags else statements.ENTER_MANY, parameters)
+    return [row[0] for row in rows]
 
 
 def claim(
@@ -154,6 +197,10 @@ def settle(settlements: Sequence[Settlement], worker: str) -> set[int]:
 def _array(numbers: Sequence[int | None]) -> str:
     """As PostgreSQL writes it. psycopg would look at each number several times to find the type they share."""
     return f"{{{','.join(['NULL' if one is None else f'{one:d}' for one in numbers])}}}"
+
+
+def _times(times: Sequence[datetime | None]) -> str:
+    return f"{{{','.join(['NULL' if one is None else one.isoformat() for one in times])}}}"
 
 
 def renew(tokens: Sequence[uuid.UUID], lease_seconds: float) -> set[uuid.UUID]:
@@ -237,9 +284,42 @@ def requeue(tasks: MailTaskQuerySet) -> int:
     return _run_for(statements.REQUEUE, tasks)
 
 
+def reschedule(tasks: MailTaskQuerySet, scheduled_at: datetime) -> int:
+    """Gives those that are scheduled another time, unless they would expire first; a past one makes them due. How
+    many."""
+    return _run_for(statements.RESCHEDULE, tasks, scheduled_at, scheduled_at)
+
+
 def accept(tasks: MailTaskQuerySet) -> int:
     """Takes those that are uncertain as sent; how many."""
     return _run_for(statements.ACCEPT, tasks)
+
+
+class KeyHeldError(Exception):
+    """Another transaction holds this idempotency key, and has not come to its end."""
+
+
+def take_key(owner_id: int, key: str, fingerprint: bytes, kept: timedelta, patience: float) -> bool:
+    """Whether the key was free; it is taken when the caller's transaction commits. If not, its row is locked.
+    Waits for another transaction that holds it, `patience` seconds at most."""
+    parameters = {
+        "owner_id": owner_id,
+        "key": key,
+        "fingerprint": fingerprint,
+        "kept": kept,
+        "patience": f"{patience * 1000:.0f}ms",
+    }
+    try:
+        return bool(_run(statements.TAKE_KEY, parameters))
+    except OperationalError as error:
+        if isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
+            raise KeyHeldError from error
+        raise
+
+
+def keep_answer(owner_id: int, key: str, answer: str) -> None:
+    """Notes what a taken key was answered."""
+    _run(statements.KEEP_ANSWER, {"owner_id": owner_id, "key": key, "answer": answer})
 
 
 def content(task_id: int) -> bytes:

@@ -44,6 +44,59 @@ tagged AS (
 #: Mail without tags does not plan for them.
 ENTER, ENTER_TAGGED = _ENTER.format(tagged=""), _ENTER.format(tagged=_TAGGED)
 
+# A batch: an array for each column. The ids are drawn first, so that each row is known by its place in the arrays.
+_ENTER_MANY = """
+WITH mail AS MATERIALIZED (
+    SELECT nextval('tasks_mailtask_id_seq') AS id, owner.id AS owner_id,
+        greatest(given.scheduled_at, %(created_at)s::timestamptz) AS due_at, given.*
+    FROM accounts_user owner, unnest(%(statuses)s::smallint[], %(lanes)s::smallint[], %(max_tries)s::smallint[],
+        %(on_uncertain)s::smallint[], %(scheduled)s::timestamptz[], %(expire)s::timestamptz[],
+        %(recipients)b::text[], %(subjects)b::text[], %(message_ids)b::text[], %(raws)b::bytea[],
+        %(details)s::jsonb[])
+    WITH ORDINALITY AS given(status, lane, max_tries, on_uncertain, scheduled_at, expires_at, recipient, subject,
+        message_id, raw, details, place)
+    WHERE owner.id = %(owner_id)s::bigint AND owner.is_active
+),
+task AS (
+    INSERT INTO tasks_mailtask (id, owner_id, status, lane, try_count, max_tries, on_uncertain, lost_count,
+        has_failed, is_uncertain, due_at, created_at, moved_at, scheduled_at, expires_at, sender, recipient, subject,
+        message_id, last_reply)
+    SELECT id, owner_id, status, lane, 0, max_tries, on_uncertain, 0, false, false, due_at,
+        %(created_at)s, %(created_at)s, scheduled_at, expires_at, %(sender)s::text, recipient, subject,
+        message_id, ''
+    FROM mail
+),
+waiting AS (
+    INSERT INTO tasks_due (task_id, owner_id, lane, due_at, expires_at)
+    SELECT id, owner_id, lane, due_at, expires_at FROM mail
+){tagged},
+content AS (INSERT INTO tasks_mailcontent (task_id, raw, details) SELECT id, raw, details FROM mail)
+SELECT id FROM mail ORDER BY place
+"""
+_MANY_TAGGED = """,
+tagged AS (
+    INSERT INTO tasks_tag (task_id, position, owner_id, tag)
+    SELECT mail.id, tag.position, mail.owner_id, tag.tag
+    FROM unnest(%(tag_places)s::int[], %(tag_positions)s::smallint[], %(tags)s::text[]) AS tag(place, position, tag)
+    JOIN mail USING (place)
+)"""
+ENTER_MANY, ENTER_MANY_TAGGED = _ENTER_MANY.format(tagged=""), _ENTER_MANY.format(tagged=_MANY_TAGGED)
+
+# A transaction that has taken the key and not ended makes the next one wait here. One that is too old is taken over.
+TAKE_KEY = """
+WITH patience AS MATERIALIZED (SELECT set_config('lock_timeout', %(patience)s::text, true))
+INSERT INTO tasks_idempotencykey AS taken (owner_id, key, fingerprint, created_at, answer)
+SELECT %(owner_id)s::bigint, %(key)s::text, %(fingerprint)s::bytea, now(), '' FROM patience
+ON CONFLICT (owner_id, key) DO UPDATE
+SET fingerprint = excluded.fingerprint, created_at = excluded.created_at, answer = ''
+WHERE taken.created_at <= now() - %(kept)s::interval
+RETURNING owner_id
+"""
+KEEP_ANSWER = """
+UPDATE tasks_idempotencykey SET answer = %(answer)s::text
+WHERE owner_id = %(owner_id)s::bigint AND key = %(key)s::text RETURNING owner_id
+"""
+
 # Each lane's owners with their first mail, found by skipping through the index due_claim from one owner to the
 # next (a loose index scan), so a million rows of one owner cost one step.
 _STEPS = """
@@ -212,6 +265,26 @@ moved AS (
         expires_at = CASE WHEN t.expires_at > now() THEN t.expires_at END
     FROM chosen WHERE t.id = chosen.id AND (t.status IN ({Status.CANCELLED:d}, {Status.UNCERTAIN:d})
         OR t.status = {Status.FAILED:d} AND t.id IN (SELECT task_id FROM taken))
+    RETURNING t.id, t.owner_id, t.lane, t.due_at, t.expires_at
+)
+INSERT INTO tasks_due (task_id, owner_id, lane, due_at, expires_at)
+SELECT id, owner_id, lane, due_at, expires_at FROM moved RETURNING task_id
+"""
+RESCHEDULE = f"""
+WITH chosen AS MATERIALIZED ({{chosen}}),
+wanted AS (SELECT greatest(%s::timestamptz, now()) AS due_at),
+taken AS (
+    DELETE FROM tasks_due d USING chosen, wanted
+    WHERE d.task_id = chosen.id AND EXISTS (
+        SELECT 1 FROM tasks_mailtask t WHERE t.id = d.task_id AND t.status = {Status.SCHEDULED:d}
+        AND (t.expires_at IS NULL OR t.expires_at > wanted.due_at))
+    RETURNING d.task_id
+),
+moved AS (
+    UPDATE tasks_mailtask t
+    SET status = CASE WHEN wanted.due_at > now() THEN {Status.SCHEDULED:d} ELSE {Status.QUEUED:d} END,
+        due_at = wanted.due_at, scheduled_at = %s::timestamptz, moved_at = now()
+    FROM taken, wanted WHERE t.id = taken.task_id
     RETURNING t.id, t.owner_id, t.lane, t.due_at, t.expires_at
 )
 INSERT INTO tasks_due (task_id, owner_id, lane, due_at, expires_at)

@@ -1,12 +1,14 @@
 """What people do with mails: submit, cancel, retry, resolve. Ledger first, bell after the commit."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection, transaction
+from django.db.models import Max
 from django.utils import timezone
 
 from accounts.addresses import wire_address
@@ -14,6 +16,9 @@ from accounts.models import SmtpAccount, User
 from tasks import doorbell, ledger, message
 from tasks.models import MailTask, MailTaskQuerySet
 from tasks.states import CancelReason, Lane, OnUncertain, Status
+
+#: Mails changed in one transaction of a deed in bulk, and how long (seconds) one call may go on.
+BITE, BULK_SECONDS = 1_000, 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,8 @@ class NewMail:
 
     def details(self) -> dict[str, Any]:
         """What the API shows again, as far as given."""
+        if not (self.from_name or self.reply_to or self.headers or self.attachments or self.metadata):
+            return {}
         given = {
             "from_name": self.from_name,
             "reply_to": self.reply_to and shown_mailbox(*self.reply_to),
@@ -61,13 +68,33 @@ class AccountClosedError(Exception):
 
 
 def submit(owner: User, mail: NewMail) -> MailTask:
-    """Keeps the mail and rings. When this returns, the mail is committed and will be sent."""
+    """Keeps the mail and rings. When this returns, or the transaction of a caller who has begun one is committed, the
+    mail will be sent."""
     task, raw = _compose(owner, mail, _account(owner))
     if not ledger.enter(task, raw, tags=mail.tags, details=mail.details()):
         raise AccountClosedError
     if task.status == Status.QUEUED:
-        doorbell.ring()
+        transaction.on_commit(doorbell.ring)
     return task
+
+
+def submit_many(owner: User, mails: Sequence[NewMail]) -> list[tuple[int, Status]]:
+    """Keeps them all in one statement, and rings once; id and status of each, in order."""
+    if not mails:
+        return []
+    now, sender = timezone.now(), wire_address(_account(owner).from_email)
+    entries = [_entry(mail, sender, now) for mail in mails]
+    ids = ledger.enter_many(owner.pk, sender, now, entries)
+    if not ids:
+        raise AccountClosedError
+    if any(entry.status == Status.QUEUED for entry in entries):
+        transaction.on_commit(doorbell.ring)
+    return [(pk, entry.status) for pk, entry in zip(ids, entries, strict=True)]
+
+
+def compose(owner: User, mail: NewMail) -> tuple[MailTask, bytes]:
+    """The row and the bytes that `submit` would keep."""
+    return _compose(owner, mail, _account(owner))
 
 
 def _account(owner: User) -> SmtpAccount:
@@ -78,6 +105,8 @@ def _account(owner: User) -> SmtpAccount:
     try:
         return _read_account(owner)
     except (OperationalError, InterfaceError):
+        if connection.in_atomic_block:
+            raise
         connection.close()
         return _read_account(owner)
 
@@ -91,39 +120,57 @@ def _read_account(owner: User) -> SmtpAccount:
 
 def _compose(owner: User, mail: NewMail, account: SmtpAccount) -> tuple[MailTask, bytes]:
     """The row and the mail's bytes, nothing stored yet."""
-    now = timezone.now()
-    due_at = max(mail.scheduled_at or now, now)
-    sender, recipient = wire_address(account.from_email), wire_address(mail.recipient)
+    now, sender = timezone.now(), wire_address(account.from_email)
+    entry = _entry(mail, sender, now)
     task = MailTask(
         owner=owner,
-        status=Status.SCHEDULED if due_at > now else Status.QUEUED,
-        lane=mail.lane,
-        max_tries=mail.max_tries or settings.MAIL_MAX_TRIES,
-        on_uncertain=mail.on_uncertain,
+        status=entry.status,
+        lane=entry.lane,
+        max_tries=entry.max_tries,
+        on_uncertain=entry.on_uncertain,
         created_at=now,
         moved_at=now,
-        due_at=due_at,
-        scheduled_at=mail.scheduled_at,
-        expires_at=mail.expires_at,
+        due_at=max(entry.scheduled_at or now, now),
+        scheduled_at=entry.scheduled_at,
+        expires_at=entry.expires_at,
         sender=sender,
-        recipient=recipient,
-        subject=mail.subject,
-        message_id=message.new_message_id(sender),
+        recipient=entry.recipient,
+        subject=entry.subject,
+        message_id=entry.message_id,
     )
+    return task, entry.raw
+
+
+def _entry(mail: NewMail, sender: str, now: datetime) -> ledger.Entry:
+    is_for_later = mail.scheduled_at is not None and mail.scheduled_at > now
+    recipient, message_id = wire_address(mail.recipient), message.new_message_id(sender)
     raw = message.build(
         sender=sender,
         recipient=recipient,
         subject=mail.subject,
         text=mail.text,
         html=mail.html,
-        message_id=task.message_id,
+        message_id=message_id,
         date=now,
         from_name=mail.from_name,
         reply_to=mail.reply_to,
         own_headers=mail.headers,
         attachments=mail.attachments,
     )
-    return task, raw
+    return ledger.Entry(
+        status=Status.SCHEDULED if is_for_later else Status.QUEUED,
+        lane=mail.lane,
+        max_tries=mail.max_tries or settings.MAIL_MAX_TRIES,
+        on_uncertain=mail.on_uncertain,
+        scheduled_at=mail.scheduled_at,
+        expires_at=mail.expires_at,
+        recipient=recipient,
+        subject=mail.subject,
+        message_id=message_id,
+        raw=raw,
+        tags=mail.tags,
+        details=mail.details(),
+    )
 
 
 def cancel(tasks: MailTaskQuerySet) -> int:
@@ -137,6 +184,44 @@ def retry(tasks: MailTaskQuerySet) -> int:
     if changed:
         transaction.on_commit(doorbell.ring)
     return changed
+
+
+def reschedule(tasks: MailTaskQuerySet, scheduled_at: datetime) -> int:
+    """Gives those that are scheduled another time; the number of them. What would expire first is left as it is."""
+    changed = ledger.reschedule(tasks, scheduled_at)
+    if changed and scheduled_at <= timezone.now():
+        transaction.on_commit(doorbell.ring)
+    return changed
+
+
+class Bulk(NamedTuple):
+    """What a deed in bulk has found and changed; `complete` is False where time was over before all was seen."""
+
+    matched: int
+    changed: int
+    complete: bool
+
+
+def in_bulk(tasks: MailTaskQuerySet, verb: Callable[[MailTaskQuerySet], int] | None) -> Bulk:
+    """Does it to all of them, in bites, each a transaction of its own; without a verb they are only counted.
+
+    What is submitted meanwhile is not touched. Ends after BULK_SECONDS, for somebody waits for the answer.
+    """
+    end = time.monotonic() + BULK_SECONDS
+    newest = MailTask.objects.aggregate(newest=Max("id"))["newest"] or 0
+    last = matched = changed = 0
+    while True:
+        bite = tasks.filter(id__gt=last, id__lte=newest).order_by("id")
+        ids = list(bite.values_list("id", flat=True)[:BITE])
+        if ids and verb:
+            # The filter once more: what has changed since is judged anew.
+            changed += verb(tasks.filter(id__in=ids))
+        matched += len(ids)
+        if len(ids) < BITE:
+            return Bulk(matched, changed, complete=True)
+        if time.monotonic() > end:
+            return Bulk(matched, changed, complete=False)
+        last = ids[-1]
 
 
 def accept(tasks: MailTaskQuerySet) -> int:

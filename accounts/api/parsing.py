@@ -35,11 +35,20 @@ class BoundedJSONParser(BaseParser):
         data = _decode(_read(stream, int(declared)))
         if not isinstance(data, dict):
             raise ParseError("The body must be a JSON object: {...}.", "not_an_object")
-        unstorable = [key for key, value in data.items() if _is_unstorable(key) or _is_unstorable(value)]
-        if unstorable:
-            complaint = "Must not hold NUL characters, unpaired surrogates, or deep nesting."
-            raise ValidationError({printable(key): [complaint] for key in unstorable}, "unstorable")
+        self.check(data)
         return data
+
+    def check(self, data: dict[str, Any]) -> None:
+        """ValidationError if the object cannot be taken as it is."""
+        refuse_unstorable(data)
+
+
+def refuse_unstorable(data: Mapping[str, Any]) -> None:
+    """ValidationError that names every field which the database could not keep."""
+    unstorable = [key for key, value in data.items() if _is_unstorable(key) or _is_unstorable(value)]
+    if unstorable:
+        complaint = "Must not hold NUL characters, unpaired surrogates, or deep nesting."
+        raise ValidationError({printable(key): [complaint] for key in unstorable}, "unstorable")
 
 
 def printable(text: str) -> str:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from django.dispatch import Signal
 
+from accounts.addresses import MAGIC_DOMAIN
 from mailqueue.delivery.replies import Answer, Fault
 from tasks.states import Phase
 
-DOMAIN = "sandbox.invalid"
 #: How long (seconds) slow@ takes.
 SLOW = 5.0
 
@@ -45,7 +45,7 @@ FATES = {
 
 
 def is_magic(recipient: str) -> bool:
-    return recipient.rpartition("@")[2].lower() == DOMAIN
+    return recipient.rpartition("@")[2].lower() == MAGIC_DOMAIN
 
 
 def fate_of(recipient: str) -> Fate:

@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 from django.conf import settings
 
 from accounts.models import AccountState, Security, SmtpAccount
+from accounts.relays import address_of
 from accounts.sealing import UnreadableSecretError
 from mailqueue.delivery.handshake import Relay
 
@@ -48,14 +49,6 @@ def relay_of(account: SmtpAccount) -> Relay | None:
 
 @lru_cache
 def default_relay(url: str) -> Relay:
-    """smtp[s]://user:password@host:port, `smtps` being TLS from the first byte; ?security= as for accounts."""
-    parts = urlsplit(url)
-    implicit = parts.scheme == "smtps"
-    query = dict(pair.split("=", 1) for pair in parts.query.split("&") if "=" in pair)
-    return Relay(
-        parts.hostname or "",
-        parts.port or (465 if implicit else 587),
-        unquote(parts.username or ""),
-        unquote(parts.password or ""),
-        Security(query.get("security", Security.TLS if implicit else Security.AUTO)),
-    )
+    """See accounts/relays.py for what such a URL says."""
+    parts, (host, port, security) = urlsplit(url), address_of(url)
+    return Relay(host, port, unquote(parts.username or ""), unquote(parts.password or ""), security)

@@ -1,14 +1,17 @@
 """Tasks over HTTP: shape in the serializer, one domain call, an answer. Every queryset begins at the owner."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 from django.db.models import QuerySet
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
+from django.utils import timezone
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, extend_schema
-from rest_framework import status
-from rest_framework.exceptions import AuthenticationFailed
+from rest_framework import serializers, status
+from rest_framework.exceptions import AuthenticationFailed, ValidationError
 from rest_framework.generics import ListAPIView
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -18,15 +21,20 @@ from accounts.api.problems import Conflict, documented
 from accounts.api.throttling import EnqueueThrottle, within_quota
 from accounts.models import SmtpAccount, User
 from tasks import submission
+from tasks.api.filters import Stretches, narrowed, picked
+from tasks.api.once import ONCE, once
 from tasks.api.serializers import (
     AcceptedSerializer,
+    DryRunSerializer,
     EnqueueSerializer,
     QueueFilterSerializer,
+    RescheduleSerializer,
     ResolveSerializer,
     TaskDetailSerializer,
     TaskSerializer,
 )
 from tasks.models import MailTask, MailTaskQuerySet
+from tasks.preview import describe, preview
 from tasks.states import Status
 
 A_MAIL = OpenApiExample(
@@ -59,6 +67,12 @@ A_FULL_MAIL = OpenApiExample(
 )
 LOCATION = OpenApiParameter("Location", OpenApiTypes.URI, OpenApiParameter.HEADER, response=[202])
 
+DRY_RUN = OpenApiParameter(
+    "dry_run",
+    OpenApiTypes.BOOL,
+    description="true: answers 200 with the rendered mail, its route and its plan, and keeps and sends nothing.",
+)
+
 NOT_CANCELLABLE: dict[int, str] = {
     Status.SUCCESS: "This mail is already sent.",
     Status.PROCESSING: "This mail is being sent at this moment.",
@@ -79,23 +93,40 @@ NOT_UNCERTAIN: dict[int, str] = {
         "This mail is still to be sent; there is nothing to resolve.",
     ),
 }
+NOT_SCHEDULED: dict[int, str] = {
+    Status.SUCCESS: "This mail is already sent.",
+    Status.PROCESSING: "This mail is being sent at this moment.",
+    Status.QUEUED: "This mail is due already.",
+    Status.FAILED: "This mail was tried already; it has a time of its own for the next try.",
+    Status.CANCELLED: "This mail is cancelled.",
+    Status.UNCERTAIN: "This mail may be sent already; resolve it: accept or retry.",
+}
 #: Built once, for that takes longer than to ask them; they keep nothing of a request.
 READER, ACCEPTED = EnqueueSerializer(), AcceptedSerializer()
 CHANGED = "The state of this mail has just changed; ask again."
 
 
-def _owner(request: Request) -> User:
+def owner_of(request: Request) -> User:
     return cast(User, request.user)
 
 
-def _own_tasks(request: Request) -> MailTaskQuerySet:
-    return MailTask.objects.owned_by(_owner(request))
+@contextmanager
+def open_account() -> Iterator[None]:
+    """401 where the owner's account has just been closed."""
+    try:
+        yield
+    except submission.AccountClosedError as error:
+        raise AuthenticationFailed("The account is closed.", "user_inactive") from error
 
 
-def _in_full(request: Request, pk: int) -> Response:
-    in_full = _own_tasks(request).select_related("content").defer("content__raw")
-    task = get_object_or_404(in_full.prefetch_related("attempts", "tags"), pk=pk)
-    account = SmtpAccount.objects.get(owner=_owner(request))
+def own_tasks(request: Request) -> MailTaskQuerySet:
+    return MailTask.objects.owned_by(owner_of(request))
+
+
+def in_full(request: Request, pk: int) -> Response:
+    whole = own_tasks(request).select_related("content").defer("content__raw")
+    task = get_object_or_404(whole.prefetch_related("attempts", "tags"), pk=pk)
+    account = SmtpAccount.objects.get(owner=owner_of(request))
     return Response(TaskDetailSerializer(task, context={"account": account}).data)
 
 
@@ -106,22 +137,32 @@ class EnqueueView(APIView):
     @extend_schema(
         operation_id="enqueue",
         request=EnqueueSerializer,
-        responses={202: AcceptedSerializer} | documented(400, 401, 413, 415),
-        parameters=[LOCATION],
+        responses={200: DryRunSerializer, 202: AcceptedSerializer} | documented(400, 401, 409, 413, 415, 422),
+        parameters=[LOCATION, DRY_RUN, *ONCE],
         examples=[A_MAIL, A_FULL_MAIL],
         tags=["tasks"],
     )
     def post(self, request: Request) -> Response:
         """Hands over a mail. With the 202 it is committed, and will be sent."""
+        if "dry_run" in request.query_params and _is_dry_run(request.query_params["dry_run"]):
+            seen = preview(owner_of(request), READER.mail(request.data))
+            return Response(DryRunSerializer(describe(seen)).data)
+        answer = once(request, lambda: self._submit(request), status.HTTP_202_ACCEPTED)
+        answer["Location"] = request.build_absolute_uri(reverse("task", args=[answer.data["task_id"]]))
+        return answer
+
+    def _submit(self, request: Request) -> dict[str, Any]:
         mail = READER.mail(request.data)
-        try:
-            with within_quota(self, _owner(request), 1):
-                task = submission.submit(_owner(request), mail)
-        except submission.AccountClosedError as error:
-            raise AuthenticationFailed("The account is closed.", "user_inactive") from error
-        where = request.build_absolute_uri(reverse("task", args=[task.pk]))
-        answer = ACCEPTED.to_representation(task)
-        return Response(answer, status.HTTP_202_ACCEPTED, headers={"Location": where})
+        with open_account(), within_quota(self, owner_of(request), 1):
+            return ACCEPTED.to_representation(submission.submit(owner_of(request), mail))
+
+
+def _is_dry_run(asked: str) -> bool:
+    """A word that is neither yes nor no must not send the mail."""
+    try:
+        return bool(serializers.BooleanField().run_validation(asked))
+    except ValidationError as error:
+        raise ValidationError({"dry_run": error.detail}) from error
 
 
 class QueueView(ListAPIView[MailTask]):
@@ -130,23 +171,23 @@ class QueueView(ListAPIView[MailTask]):
     serializer_class = TaskSerializer
     queryset = MailTask.objects.none()
     scopes = {"GET": "read"}
+    pagination_class = Stretches
+    #: What the pages have to look through, where no index leads to what is asked for.
+    looked_through: MailTaskQuerySet | None = None
 
     def get_queryset(self) -> QuerySet[MailTask]:
         asked = QueueFilterSerializer(data=self.request.query_params.dict())
         asked.is_valid(raise_exception=True)
-        filters = dict(asked.validated_data)
-        tasks = self.listed(_own_tasks(self.request)).prefetch_related("tags")
-        if tag := filters.pop("tag", None):
-            tasks = tasks.tagged(tag)
-        if (status := filters.pop("status", None)) is not None:
-            tasks = tasks.in_status(status)
-        return tasks.filter(**filters)
+        rows = narrowed(self.listed(own_tasks(self.request)), asked.validated_data)
+        found = picked(rows, asked.validated_data)
+        self.looked_through = None if found is rows else rows
+        return found.prefetch_related("tags")
 
     def listed(self, own: MailTaskQuerySet) -> MailTaskQuerySet:
         return own
 
     def get_serializer_context(self) -> dict[str, Any]:
-        account = SmtpAccount.objects.get(owner=_owner(self.request))
+        account = SmtpAccount.objects.get(owner=owner_of(self.request))
         return {**super().get_serializer_context(), "account": account}
 
     @extend_schema(
@@ -176,14 +217,37 @@ class FailedQueueView(QueueView):
 
 
 class TaskView(APIView):
-    scopes = {"GET": "read"}
+    scopes = {"GET": "read", "PATCH": "manage"}
 
     @extend_schema(
         operation_id="get_task", responses={200: TaskDetailSerializer} | documented(401, 404), tags=["tasks"]
     )
     def get(self, request: Request, pk: int) -> Response:
         """Everything about one task: its times, why it waits, every attempt."""
-        return _in_full(request, pk)
+        return in_full(request, pk)
+
+    @extend_schema(
+        operation_id="reschedule_task",
+        request=RescheduleSerializer,
+        responses={200: TaskDetailSerializer} | documented(400, 401, 404, 409, 413, 415),
+        examples=[OpenApiExample("Later", {"scheduled_at": "2030-02-01T09:30:00Z"}, request_only=True)],
+        tags=["tasks"],
+    )
+    def patch(self, request: Request, pk: int) -> Response:
+        """Gives a scheduled task another time; a past one sends it at once."""
+        asked = RescheduleSerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        at = asked.validated_data["scheduled_at"]
+        if not submission.reschedule(own_tasks(request).filter(pk=pk), at):
+            task = get_object_or_404(own_tasks(request), pk=pk)
+            if (
+                task.status == Status.SCHEDULED
+                and task.expires_at
+                and task.expires_at <= max(at, timezone.now())
+            ):
+                raise ValidationError({"scheduled_at": ["Must be before expires_at."]}, "after_expires_at")
+            raise Conflict(NOT_SCHEDULED.get(task.status, CHANGED), "not_scheduled")
+        return in_full(request, pk)
 
 
 class CancelView(APIView):
@@ -197,10 +261,10 @@ class CancelView(APIView):
     )
     def post(self, request: Request, pk: int) -> Response:
         """Cancels a task that still waits."""
-        if not submission.cancel(_own_tasks(request).filter(pk=pk)):
-            task = get_object_or_404(_own_tasks(request), pk=pk)
+        if not submission.cancel(own_tasks(request).filter(pk=pk)):
+            task = get_object_or_404(own_tasks(request), pk=pk)
             raise Conflict(NOT_CANCELLABLE.get(task.status, CHANGED), "not_cancellable")
-        return _in_full(request, pk)
+        return in_full(request, pk)
 
 
 class RetryView(APIView):
@@ -214,10 +278,10 @@ class RetryView(APIView):
     )
     def post(self, request: Request, pk: int) -> Response:
         """Sends a failed, cancelled or uncertain task again, at once and with a fresh count."""
-        if not submission.retry(_own_tasks(request).filter(pk=pk)):
-            task = get_object_or_404(_own_tasks(request), pk=pk)
+        if not submission.retry(own_tasks(request).filter(pk=pk)):
+            task = get_object_or_404(own_tasks(request), pk=pk)
             raise Conflict(NOT_RETRYABLE.get(task.status, CHANGED), "not_retryable")
-        return _in_full(request, pk)
+        return in_full(request, pk)
 
 
 class ResolveView(APIView):
@@ -235,7 +299,7 @@ class ResolveView(APIView):
         asked = ResolveSerializer(data=request.data)
         asked.is_valid(raise_exception=True)
         verb = {"accept": submission.accept, "retry": submission.send_again}[asked.validated_data["action"]]
-        if not verb(_own_tasks(request).filter(pk=pk)):
-            task = get_object_or_404(_own_tasks(request), pk=pk)
+        if not verb(own_tasks(request).filter(pk=pk)):
+            task = get_object_or_404(own_tasks(request), pk=pk)
             raise Conflict(NOT_UNCERTAIN.get(task.status, CHANGED), "not_uncertain")
-        return _in_full(request, pk)
+        return in_full(request, pk)

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tests.bench import report
+from tests.bench.batches import BATCHES
 from tests.bench.cost import COST
 from tests.bench.crowd import CROWD
 from tests.bench.ground import Ground, Row, grounded
@@ -26,7 +27,19 @@ from tests.bench.secured import SECURED
 from tests.bench.slow import SLOW
 from tests.bench.times import TIMES
 
-ROWS: list[Row] = [*LIMITS, *PEERS, *OURS, *SECURED, *SLOW, *CROWD, *TIMES, *MACHINES, *COST, *GROWTH]
+ROWS: list[Row] = [
+    *LIMITS,
+    *PEERS,
+    *OURS,
+    *BATCHES,
+    *SECURED,
+    *SLOW,
+    *CROWD,
+    *TIMES,
+    *MACHINES,
+    *COST,
+    *GROWTH,
+]
 
 
 def _arguments() -> argparse.Namespace:

@@ -84,6 +84,12 @@ class Service:
             yield
 
     @contextmanager
+    def web(self) -> Iterator[int]:
+        """The web server alone; its port."""
+        with self._part("web"):
+            yield int(self.env["PORT"])
+
+    @contextmanager
     def whole(self) -> Iterator[int]:
         """Web, both workers and beat; the port of the web server."""
         with ExitStack() as stack:

@@ -249,7 +249,7 @@ OPEN = {
 }
 #: Nothing that keys could do may come in without being looked at here.
 NEEDED = {
-    "send": {("POST", "/api/v1/task/enqueue")},
+    "send": {("POST", "/api/v1/task/enqueue"), ("POST", "/api/v1/task/enqueue/batch")},
     "read": {
         ("GET", "/api/v1/user/1"),
         ("GET", "/api/v1/keys"),
@@ -264,6 +264,8 @@ NEEDED = {
         ("POST", "/api/v1/auth/deregister"),
         ("POST", "/api/v1/keys"),
         ("DELETE", "/api/v1/keys/1"),
+        ("PATCH", "/api/v1/task/1"),
+        ("POST", "/api/v1/task/bulk"),
         ("POST", "/api/v1/task/1/cancel"),
         ("POST", "/api/v1/task/1/retry"),
         ("POST", "/api/v1/task/1/resolve"),

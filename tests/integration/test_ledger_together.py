@@ -3,15 +3,17 @@
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from uuid import uuid4
 
 import pytest
 from django.db import connection
+from django.utils import timezone
 
 from accounts.models import User
 from tasks import ledger, submission
 from tasks.ledger import Claimed, Settlement
-from tasks.models import Claim, Due, MailTask
+from tasks.models import Claim, Due, MailTask, MailTaskQuerySet
 from tasks.states import WAITING, CancelReason, Lane, OnUncertain, Outcome, Status
 from tests.factories import UserFactory, end_leases
 
@@ -33,6 +35,10 @@ def ends(mail: Claimed) -> list[Settlement]:
     ]
 
 
+def put_off_a_little(mails: MailTaskQuerySet) -> int:
+    return submission.reschedule(mails, timezone.now() + timedelta(seconds=0.2))
+
+
 class Crowd:
     """Each method is one turn of somebody."""
 
@@ -48,6 +54,7 @@ class Crowd:
                 "Hello.",
                 lane=dice.choice(list(Lane)),
                 on_uncertain=dice.choice(list(OnUncertain)),
+                scheduled_at=dice.choice([None, timezone.now() + timedelta(seconds=0.2)]),
             )
             assert ledger.enter(*submission._compose(owner, mail, owner.smtp))
 
@@ -64,7 +71,9 @@ class Crowd:
 
     def decide(self, dice: random.Random) -> None:
         ids = list(MailTask.objects.order_by("-id").values_list("id", flat=True)[:50])
-        deed = dice.choice([submission.cancel, submission.retry, submission.accept, submission.send_again])
+        deed = dice.choice(
+            [submission.cancel, submission.retry, submission.accept, submission.send_again, put_off_a_little]
+        )
         deed(MailTask.objects.filter(id__in=dice.sample(ids, len(ids) // 2)))
 
     def keep_up(self, _dice: random.Random) -> None:

@@ -128,13 +128,17 @@ def test_a_time_in_the_past_means_now(owner: User) -> None:
     assert task.due_at > earlier
 
 
-def test_the_bell_rings_once_for_many_mails(owner: User) -> None:
+@pytest.mark.django_db(transaction=True)
+def test_the_bell_rings_once_for_many_mails() -> None:
+    owner = UserFactory()
     for _ in range(20):
         submission.submit(owner, A_MAIL)
     assert messages() == 1
 
 
-def test_the_bell_rings_again_once_a_worker_has_come(owner: User) -> None:
+@pytest.mark.django_db(transaction=True)
+def test_the_bell_rings_again_once_a_worker_has_come() -> None:
+    owner = UserFactory()
     submission.submit(owner, A_MAIL)
     doorbell.answer()
     submission.submit(owner, A_MAIL)

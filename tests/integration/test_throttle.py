@@ -375,4 +375,4 @@ def test_the_schema_says_which_calls_are_limited():
         if "429" in operation["responses"]
     }
     assert documented == limited
-    assert len(limited) == 5
+    assert len(limited) == 6
