@@ -149,8 +149,8 @@ class Mail:
 
     @property
     def ticket(self) -> tuple[Any, ...]:
-        """Its row in tasks_due, while it waits."""
-        return self.pk, self.owner, self.lane, self.due, self.expires
+        """Its row in tasks_due: it has one while it waits, and nothing else has."""
+        return (self.pk, self.owner, self.lane, self.due, self.expires) if self.waits else (None,) * 5
 
 
 @dataclass(eq=False)
@@ -400,11 +400,6 @@ class Worker:
     def unsettled(self) -> list[Hand]:
         return [hand for hand in self.hands if hand.settlement]
 
-    @property
-    def said(self) -> list[Hand]:
-        """All that it ever wrote or was about to write."""
-        return [hand for hand in self.all_hands if hand.settlement]
-
     def send(self, hand: Hand, deed: Deed, *, dies_at_dot: bool = False) -> None:
         if self.until[hand.mail.token] <= self.model.clock.now:  # it slept
             self.drop(hand)
@@ -442,12 +437,6 @@ class Worker:
         if not is_forgotten:
             for hand in hands:
                 self.drop(hand)
-
-    def settle_again(self, hands: list[Hand]) -> None:
-        """A result that is written twice, or after somebody else has moved the mail."""
-        settlements = [hand.settlement for hand in hands if hand.settlement]
-        fresh = {(one.id, one.token): Verdict.of(one) for one in settlements}
-        assert ledger.settle(settlements, self.name) == self.model.settle(fresh)
 
     def renew(self) -> None:
         renewed = ledger.renew(list(self.until), LEASE)
