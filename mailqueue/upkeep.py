@@ -33,7 +33,7 @@ def expire() -> int:
 def rescue() -> int:
     """Takes back what dead workers held; how many."""
     total = 0
-    while rescued := ledger.rescue(BITE):
+    while rescued := ledger.rescue():
         total += rescued
     if total:
         doorbell.call()

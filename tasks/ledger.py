@@ -223,9 +223,9 @@ _BY_POLICY = {
 
 
 @transaction.atomic
-def rescue(limit: int = 1000) -> int:
-    """Takes back what dead workers held. Nobody knows how far those mails came, so `on_uncertain` decides;
-    the try is given back, for the relay gave no verdict."""
+def rescue(claims: int = 10) -> int:
+    """Takes back what dead workers held, so many claims at most; how many mails. Nobody knows how far those came, so
+    `on_uncertain` decides; the try is given back, for the relay gave no verdict."""
     lost = [
         Settlement(
             id=pk,
@@ -237,7 +237,7 @@ def rescue(limit: int = 1000) -> int:
             outcome=Outcome.LOST,
             reply="The worker died with it in hand.",
         )
-        for pk, token, on_uncertain, deaths in _run(statements.LOST, {"limit": limit})
+        for pk, token, on_uncertain, deaths in _run(statements.LOST, {"claims": claims})
     ]
     rescued = settle(lost, "") if lost else set()
     _run(statements.CLEAR)

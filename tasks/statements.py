@@ -229,11 +229,17 @@ UPDATE tasks_claim SET lease_until = now() + make_interval(secs => %(lease)s::fl
 WHERE token = ANY(%(tokens)s::uuid[]) RETURNING token
 """
 
-#: What is under an expired lease and in nobody else's statement at this moment.
+#: What is under an expired lease and in nobody else's statement at this moment. A claim is locked first, and taken as
+#: a whole: a worker that wakes up has renewed it before that, or finds nothing to renew. Of one rescued in part, or
+#: renewed meanwhile, it would send mails that are another's by now. Against the order above, but waits for nobody.
 LOST = """
+WITH over AS MATERIALIZED (
+    SELECT token, task_ids FROM tasks_claim WHERE lease_until < now()
+    ORDER BY lease_until, token LIMIT %(claims)s::int FOR UPDATE SKIP LOCKED
+)
 SELECT t.id, t.claim_token, t.on_uncertain, t.lost_count
-FROM tasks_claim c JOIN tasks_mailtask t ON t.id = ANY(c.task_ids) AND t.claim_token = c.token
-WHERE c.lease_until < now() ORDER BY t.id LIMIT %(limit)s::int FOR UPDATE OF t SKIP LOCKED
+FROM over c JOIN tasks_mailtask t ON t.id = ANY(c.task_ids) AND t.claim_token = c.token
+ORDER BY t.id FOR UPDATE OF t SKIP LOCKED
 """
 #: Claims whose lease is over and that hold nothing, such as of mails that were deleted.
 CLEAR = """

@@ -77,7 +77,7 @@ class Crowd:
         deed(MailTask.objects.filter(id__in=dice.sample(ids, len(ids) // 2)))
 
     def keep_up(self, _dice: random.Random) -> None:
-        ledger.rescue(50)
+        ledger.rescue()
         ledger.expire()
         ledger.is_anything_due()
 
