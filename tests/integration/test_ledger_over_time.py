@@ -1,7 +1,8 @@
 """Whatever workers, people, upkeep and time do to the ledger, in whatever order, and wherever workers die: each row
 is what it must be, no mail goes where it must not, and in the end none is lost.
 
-CHAOS_SCALE=1 is the full size (5,000 runs of 50 steps), a twentieth is the default; CHAOS_SEED repeats a run.
+CHAOS_SCALE=1 is the full size (5,000 runs of 50 steps), a twentieth is the default; CHAOS_SEED repeats a run. The
+small size has always the same dice, so that it turns red by a change and not by chance.
 """
 
 import os
@@ -45,6 +46,7 @@ pytestmark = pytest.mark.django_db(transaction=True, available_apps=["accounts",
 SCALE = float(os.environ.get("CHAOS_SCALE", "0.05"))
 RUNS, STEPS = max(1, round(5000 * SCALE)), 50
 MOST_MAILS = 40
+USUAL_SEED = 20260722
 
 ROWS_AND_TICKETS = """
 SELECT t.id, t.owner_id, t.lane, t.status, t.try_count, t.lost_count, t.cancel_reason, t.claim_token, t.due_at,
@@ -511,7 +513,7 @@ def test_the_ledger_goes_by_the_clock_that_the_test_moves(clock: Clock) -> None:
 def test_whatever_happens_in_whatever_order_the_ledger_says_what_is_true_and_loses_nothing(
     stage: Stage,
 ) -> None:
-    number = int(os.environ.get("CHAOS_SEED") or secrets.randbelow(10**9))
+    number = int(os.environ.get("CHAOS_SEED") or (secrets.randbelow(10**9) if SCALE > 0.05 else USUAL_SEED))
     sys.stdout.write(f"CHAOS_SEED={number} CHAOS_SCALE={SCALE:g}: {RUNS} runs of {STEPS} steps\n")
     run_state_machine_as_test(
         seed(number)(lambda: LedgerOverTime(stage)),
