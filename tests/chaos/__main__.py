@@ -6,7 +6,9 @@ Prints a table and writes it to a file; the exit code is 1 if a promise was brok
 import argparse
 import os
 import random
+import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -16,8 +18,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from mailqueue.embedded.process import ROOT
 from tests.chaos import report
-from tests.chaos.cases import CASES, MUTANTS
+from tests.chaos.cases import CASES, MUTANTS, OVER_TIME
 from tests.chaos.checker import Verdict
 from tests.chaos.run import Case, Run
 from tests.chaos.sink import running_sink
@@ -30,7 +33,7 @@ SINK_DELAY = 0.1
 def main() -> int:
     arguments = _arguments()
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(10**6)
-    known = {case.name: case for case in (*CASES, *MUTANTS)}
+    known = {case.name: case for case in (*CASES, OVER_TIME, *MUTANTS)}
     if unknown := set(arguments.only) - known.keys():
         sys.exit(f"There is no {', '.join(sorted(unknown))}; there are {', '.join(known)}.")
     chosen = [case for name, case in known.items() if not arguments.only or name in arguments.only]
@@ -43,7 +46,8 @@ def main() -> int:
             say = partial(
                 _show, progress, progress.add_task("starts the service", case=case.name, total=None)
             )
-            line = _run(case, arguments, seed, say)
+            run = _run_over_time if case is OVER_TIME else _run
+            line = run(case, arguments, seed, say)
         done.append(line)
         console.print(report.row(line), markup=False, highlight=False, soft_wrap=True)
         for sentence in line.verdict.broken[: 3 if line.is_well else 20]:
@@ -73,6 +77,22 @@ def _run(case: Case, arguments: argparse.Namespace, seed: int, say: report.Say) 
     if line.is_well and not arguments.keep:
         shutil.rmtree(folder, ignore_errors=True)
     return line
+
+
+def _run_over_time(case: Case, arguments: argparse.Namespace, seed: int, say: report.Say) -> report.Line:
+    """S1 is a test like others, in another size."""
+    say(f"{case.times * arguments.scale:.0f} runs of 50 steps")
+    began = time.monotonic()
+    size = {"CHAOS_SCALE": f"{arguments.scale:g}", "CHAOS_SEED": str(seed)}
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "tests/integration/test_ledger_over_time.py"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | size, capture_output=True, text=True, check=False
+    )
+    runs = re.search(r"^(\d+) runs to the end", done.stdout, re.MULTILINE)
+    verdict = Verdict(faults=int(runs[1]) if runs else 0)
+    if done.returncode:
+        verdict.broken.append(done.stdout[-4000:])
+    return report.Line(case, verdict, time.monotonic() - began, "")
 
 
 def _arguments() -> argparse.Namespace:

@@ -432,6 +432,8 @@ CASES = (
     Case("R2", "started before its migration", 500, 1, upgrade, stage={"older": "0004"}),
 )  # fmt: skip
 
+#: tests/integration/test_ledger_over_time.py, which needs no stage.
+OVER_TIME = Case("S1", "the ledger, clocks that jump", 0, 5_000, lambda _: None)
 #: The suite's own test.
 MUTANTS = (
     Case("M1", "without the fence", 500, 2, freeze_workers, must_break=True, stage={"without": "fence"}),

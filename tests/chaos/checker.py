@@ -72,27 +72,24 @@ class Fault:
 class Verdict:
     """The figures of a case, and each promise that was broken, as a sentence."""
 
-    accepted: int
-    delivered: int
-    cancelled: int
-    held: int
-    duplicates: int
-    lost: int
-    faults: int
-    unanswered: int
+    accepted: int = 0
+    delivered: int = 0
+    cancelled: int = 0
+    held: int = 0
+    duplicates: int = 0
+    lost: int = 0
+    faults: int = 0
+    unanswered: int = 0
     recovered: list[float] = field(default_factory=list)
     accepts_again: list[float] = field(default_factory=list)
     longest_call: float = 0
-    seconds: float = 0
     broken: list[str] = field(default_factory=list)
     is_failure: bool = False
 
     @classmethod
     def of_failure(cls, why: str) -> "Verdict":
         """Of a case that did not come to its end."""
-        return cls(
-            0, 0, 0, 0, 0, 0, 0, 0, broken=[f"the case did not come to its end: {why}"], is_failure=True
-        )
+        return cls(broken=[f"the case did not come to its end: {why}"], is_failure=True)
 
     @property
     def slowest_recovery(self) -> float:
