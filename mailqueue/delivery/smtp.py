@@ -269,6 +269,10 @@ class Session:
             connection.transport.write(stuffed)
             stuffed = b""
             yield 0, DEADLINES[Phase.BODY]
+        # Who was stopped in between reads a reply that has waited for it before any alarm rings. By then the mail may
+        # be another's, and have arrived.
+        if connection.ends_at <= time.monotonic():
+            connection.fail(Fault.TIMEOUT)
         if connection.fault is not None:
             return Answer(Phase.BODY, fault=connection.fault)
         before_dot()

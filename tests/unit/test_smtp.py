@@ -1,6 +1,7 @@
 """A transaction over a real socket, step by step: when the dot may leave, and how long the relay has."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -198,3 +199,37 @@ def test_cut_off_in_the_middle_a_session_is_over(monkeypatch: pytest.MonkeyPatch
         return session.is_usable
 
     assert with_session(script, deed) is False
+
+
+def test_who_slept_past_the_end_of_its_lease_sends_no_dot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The replies have come while it was stopped, and it reads them before any alarm rings."""
+    came, noted = bytearray(), list[int]()
+    really = Connection.data_received
+
+    def late(self: Connection, data: bytes) -> None:
+        time.sleep(0.4)
+        really(self, data)
+
+    monkeypatch.setattr(Connection, "data_received", late)
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"DATA\r\n")
+        writer.write(ENVELOPE)
+        while piece := await reader.read(65_536):
+            came.extend(piece)
+
+    async def deed(session: Session) -> Answer:
+        answer = await session.send(
+            "ada@example.com",
+            "jane@example.com",
+            MAIL,
+            before_dot=lambda: noted.append(1),
+            ends_at=asyncio.get_running_loop().time() + 0.3,
+        )
+        await asyncio.sleep(0.05)
+        assert not session.is_usable
+        return answer
+
+    assert with_session(script, deed) == Answer(Phase.BODY, fault=Fault.TIMEOUT)
+    assert noted == []
+    assert not came.endswith(b".\r\n")
