@@ -247,7 +247,8 @@ JOURNAL_DIR = ENV.data_dir.resolve() / "journal"
 
 # Celery ---------------------------------------------------------------------------------------------
 # The bell may be lost at any time; these keep a lost or frozen Redis from blocking anyone
-# (figures in docs/lifecycle.md). Redis pops before it notes, so acks_late alone saves nothing.
+# (figures in docs/lifecycle.md). Redis pops before it notes, so acks_late would save nothing; and kombu 5.7 takes a
+# worker down that acknowledges what it has worked on over a connection that was lost meanwhile.
 REDIS_URL = ENV.redis_url
 CELERY_BROKER_URL = ENV.redis_url
 CELERY_BROKER_TRANSPORT_OPTIONS = {
@@ -263,7 +264,7 @@ CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None
 CELERY_BROKER_POOL_ACQUIRE_TIMEOUT = 1
 CELERY_TASK_PUBLISH_RETRY = False
-CELERY_TASK_ACKS_LATE = True
+CELERY_TASK_ACKS_LATE = False
 CELERY_TASK_SERIALIZER = CELERY_RESULT_SERIALIZER = "json"
 CELERY_ACCEPT_CONTENT = CELERY_RESULT_ACCEPT_CONTENT = ["json"]
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1

@@ -116,6 +116,22 @@ def test_without_redis_a_mail_is_accepted_within_seconds_and_sent(
     assert len(relay.accepted) == 2
 
 
+def test_redis_restarted_in_the_middle_ends_no_worker(machine: Machine, slow_relay: Relay) -> None:
+    """Celery holds the message of a drain that is on when it loses its connection."""
+    slow_relay.delay = 0.2
+    sender = machine.user(slow_relay.port)
+    sender.change(max_connections=2)
+    for number in range(20):
+        sender.enqueue(f"reader{number}@example.com")
+    until(lambda: slow_relay.accepted, "some are under way")
+    machine.redis.kill()
+    until(lambda: "Connection to broker lost" in machine.said("worker"), "the worker has noticed")
+    machine.redis.start()
+    arrived = until_all_are_sent(machine, slow_relay, 20)
+    assert set(arrived.values()) == {1}
+    assert machine.running["worker"].poll() is None
+
+
 #: What is left when the bell of a mail was lost: a queued row, and nobody who knows of it.
 WITHOUT_A_BELL = """
 WITH due AS (UPDATE tasks_due SET due_at = now() - interval '1 minute' WHERE task_id = {0})

@@ -159,29 +159,35 @@ def _left_by_an_older(run: Run, owner: Owner, status: int) -> Call:
 
 def restart_redis(run: Run) -> None:
     """C3: killed, away for a moment, and started empty."""
+    before = _pids(run)
     for _ in run.bursts(1):
         with run.fault("kill Redis"):
             run.stage.kill_redis()
             time.sleep(run.dice.uniform(0, 2))
             run.stage.start_empty_redis()
+    run.expect(_pids(run) == before, "a part of the service had to be started again")
 
 
 def flush_redis(run: Run) -> None:
     """C4"""
+    before = _pids(run)
     with run.sending(5.0 * run.times):
         for _ in run.each(5):
             with run.fault("FLUSHALL"):
                 run.stage.empty_redis()
+    run.expect(_pids(run) == before, "a part of the service had to be started again")
 
 
 def freeze_redis(run: Run) -> None:
     """C5: it takes connections, and answers nothing for a minute."""
+    before = _pids(run)
     with run.sending(75.0 * run.times):
         for _ in run.each(12):
             with run.fault("freeze Redis"):
                 run.stage.freeze_redis()
                 time.sleep(60)
                 run.stage.thaw_redis()
+    run.expect(_pids(run) == before, "a part of the service had to be started again")
 
 
 def without_redis(run: Run) -> None:
@@ -194,12 +200,14 @@ def without_redis(run: Run) -> None:
 
 def full_redis(run: Run) -> None:
     """C7: it answers, and takes nothing in."""
+    before = _pids(run)
     with run.sending(60):
         time.sleep(5)
         with run.fault("Redis is full"):
             run.stage.limit_redis("1")
             time.sleep(45)
             run.stage.limit_redis("0")
+    run.expect(_pids(run) == before, "a part of the service had to be started again")
 
 
 def twice_of_all(run: Run) -> None:
