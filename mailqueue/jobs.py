@@ -9,7 +9,13 @@ from functools import lru_cache
 from typing import Any
 
 from celery import Task, current_app, shared_task
-from celery.signals import task_prerun, worker_process_init, worker_process_shutdown, worker_ready
+from celery.signals import (
+    task_prerun,
+    worker_init,
+    worker_process_init,
+    worker_process_shutdown,
+    worker_ready,
+)
 from django.db import InterfaceError, OperationalError, close_old_connections
 
 from mailqueue import upkeep
@@ -96,11 +102,17 @@ def _keep_if(task: "Task[Any, Any]", result: dict[str, int], *, worth: bool) -> 
     return result
 
 
-@worker_process_init.connect
 def _warm_up(**_signal: Any) -> None:
     """A courier takes most of a second to start; no mail should wait for that."""
     if "drain" in current_app.amqp.queues.consume_from:
         _courier()
+
+
+@worker_init.connect
+def _warm_up_after_celery(**_signal: Any) -> None:
+    """Celery's Django fixup closes the database connection that a process has inherited, and its number once more. By
+    then no courier may have opened one of its own, which could have been given that number."""
+    worker_process_init.connect(_warm_up)
 
 
 @worker_ready.connect

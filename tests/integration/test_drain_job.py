@@ -1,5 +1,7 @@
 """The drain job around the courier: when it sends for the next one."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future
 from threading import Thread
@@ -9,6 +11,7 @@ import pytest
 from mailqueue import jobs
 from mailqueue.delivery.courier import Courier
 from mailqueue.delivery.hand import FIRST_HAND, Report
+from mailqueue.embedded.process import ROOT
 from tasks import doorbell
 from tests.factories import MailFactory, sending_user
 from tests.machine import until
@@ -92,3 +95,26 @@ def test_a_drain_that_left_nothing_sends_for_nobody(relay: Relay) -> None:
     jobs.drain.apply().get()
     assert len(relay.accepted) == 3
     assert messages() == 0
+
+
+WHO_COMES_FIRST = """
+import weakref
+from celery import signals
+from config.celery import app
+app.loader.import_default_modules()
+class Controller:
+    pass
+Controller.app = app
+signals.worker_init.send(sender=Controller)
+receivers = [call() if isinstance(call, weakref.ref) else call for _, call in signals.worker_process_init.receivers]
+print([call.__name__ for call in receivers])
+"""
+
+
+def test_a_courier_starts_when_celery_has_let_go_of_what_its_process_has_inherited() -> None:
+    """Else the socket of its first connection may be closed under it, for it has the number of an inherited one."""
+    done = subprocess.run(
+        [sys.executable, "-c", WHO_COMES_FIRST], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    order = done.stdout.splitlines()[-1]
+    assert 0 < order.index("on_worker_process_init") < order.index("_warm_up")
