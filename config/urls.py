@@ -4,11 +4,12 @@ from django.conf import settings
 from django.contrib import admin
 from django.urls import include, path, re_path
 from django.views.generic import RedirectView
-from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
+from drf_spectacular.views import SpectacularSwaggerView
 
 from accounts.api import problems
 from accounts.api.problems import reads_only
 from config import health
+from config.openapi import SchemaView
 from mailqueue import api as mailqueue_api
 
 handler400 = "accounts.api.problems.bad_request"
@@ -22,7 +23,7 @@ urlpatterns = [
     path("healthz/ready", reads_only(health.ready)),
     path("healthz/ping", reads_only(health.ping)),
     path("health/ping", reads_only(health.ping)),
-    path("api/schema", SpectacularAPIView.as_view(), name="schema"),
+    path("api/schema", SchemaView.as_view(), name="schema"),
     path("api/docs", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
     path("api/v1/", include("accounts.api.urls")),
     path("api/v1/user/<int:pk>/smtp/test", mailqueue_api.SmtpTestView.as_view()),

@@ -129,7 +129,7 @@ class ProblemHandler(ExceptionHandler):
     def get_response(self, exc: exceptions.APIException, data: dict[str, Any]) -> Response:
         headers = self.get_headers(exc)
         # Whatever the view answers in: the schema is YAML, its page HTML.
-        request = self.context["request"]
+        request: Any = self.context["request"]
         request.accepted_renderer, request.accepted_media_type = JSONRenderer(), JSONRenderer.media_type
         return Response(data, status=exc.status_code, headers=headers, content_type=CONTENT_TYPE)
 
