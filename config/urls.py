@@ -4,29 +4,32 @@ from django.conf import settings
 from django.contrib import admin
 from django.urls import include, path, re_path
 from django.views.generic import RedirectView
-from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
+from drf_spectacular.views import SpectacularSwaggerView
 
 from accounts.api import problems
+from accounts.api.problems import reads_only
 from config import health
+from config.openapi import SchemaView
 from mailqueue import api as mailqueue_api
 
+handler400 = "accounts.api.problems.bad_request"
 handler404 = "accounts.api.problems.not_found"
 handler500 = "accounts.api.problems.server_error"
 
 urlpatterns = [
-    path("", RedirectView.as_view(url="/admin/")),
+    path("", reads_only(RedirectView.as_view(url="/admin/"))),
     path("admin/", admin.site.urls),
-    path("healthz/live", health.live),
-    path("healthz/ready", health.ready),
-    path("healthz/ping", health.ping),
-    path("health/ping", health.ping),
-    path("api/schema", SpectacularAPIView.as_view(), name="schema"),
+    path("healthz/live", reads_only(health.live)),
+    path("healthz/ready", reads_only(health.ready)),
+    path("healthz/ping", reads_only(health.ping)),
+    path("health/ping", reads_only(health.ping)),
+    path("api/schema", SchemaView.as_view(), name="schema"),
     path("api/docs", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
     path("api/v1/", include("accounts.api.urls")),
     path("api/v1/user/<int:pk>/smtp/test", mailqueue_api.SmtpTestView.as_view()),
     path("api/v1/task/", include("tasks.api.urls")),
-    # After everything: an unknown address below these answers problem+json, with DEBUG as without.
-    re_path(r"^(?:api|healthz?)/", problems.unknown_route),
+    # After everything: an unknown address answers problem+json, with DEBUG as without; but not where pages are.
+    re_path(r"^(?!(?:admin|sandbox)(?:/|$)|static/)", problems.unknown_route),
 ]
 
 if settings.DEBUG:

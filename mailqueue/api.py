@@ -3,7 +3,7 @@
 import asyncio
 
 from django.shortcuts import get_object_or_404
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import OpenApiExample, extend_schema
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -33,7 +33,22 @@ class SmtpTestView(APIView):
     scopes = {"POST": "manage"}
     throttle_classes = [SmtpTestThrottle]
 
-    @extend_schema(operation_id="test_smtp", request=None, responses=SmtpTestAnswer, tags=["users"])
+    @extend_schema(
+        operation_id="test_smtp",
+        request=None,
+        responses=SmtpTestAnswer,
+        examples=[
+            OpenApiExample(
+                "It takes us", {"ok": True, "phase": "auth", "code": None, "reply": ""}, response_only=True
+            ),
+            OpenApiExample(
+                "It does not",
+                {"ok": False, "phase": "auth", "code": 535, "reply": "535 5.7.8 wrong name or password"},
+                response_only=True,
+            ),
+        ],
+        tags=["users"],
+    )
     def post(self, request: Request, pk: int) -> Response:
         """Connects and logs in to the relay of your account, and sends nothing.
 

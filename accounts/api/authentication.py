@@ -52,6 +52,14 @@ class BearerAuthentication(JWTAuthentication):
             user = self.get_user(found)
         return user, found
 
+    def get_raw_token(self, header: bytes) -> bytes | None:
+        try:
+            return super().get_raw_token(header)
+        except AuthenticationFailed as error:
+            raise AuthenticationFailed(
+                "Authorization must be `Bearer`, a space, and a token.", "token_not_valid"
+            ) from error
+
     def get_validated_token(self, raw_token: bytes) -> Token:
         try:
             token = _verified(raw_token)

@@ -49,7 +49,7 @@ class MadeKeySerializer(KeySerializer):
 class NewKeySerializer(serializers.Serializer[Any]):
     name = Text(max_length=100)
     scopes = serializers.ListField(
-        child=serializers.ChoiceField(Scope.choices), allow_empty=False, max_length=len(Scope)
+        child=serializers.ChoiceField(Scope.choices), allow_empty=False, min_length=1, max_length=len(Scope)
     )
     expires_at = serializers.DateTimeField(
         error_messages=NOT_A_TIME,

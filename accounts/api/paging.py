@@ -17,15 +17,23 @@ class NewestFirst(CursorPagination):
     page_size_query_param = "limit"
     max_page_size = LARGEST_PAGE
     page_size_query_description = "Results on a page, 1 to 200 (more is taken as 200)."
+    cursor_query_description = "Where the page begins: what stands in `next` and `previous`."
 
     def get_page_size(self, request: Request) -> int:
         asked = request.query_params.get("limit")
         if asked is None:
             return self.page_size
         # isdecimal alone takes other scripts' digits; the length keeps int() from a megabyte of them.
-        if not (asked.isascii() and asked.isdecimal() and len(asked) < 10 and int(asked) > 0):
+        if not (asked.isascii() and asked.isdecimal() and asked.strip("0")):
             raise ValidationError({"limit": ["Must be a whole number from 1 to 200."]}, "invalid")
-        return min(int(asked), LARGEST_PAGE)
+        return LARGEST_PAGE if len(asked) > 9 else min(int(asked), LARGEST_PAGE)
+
+    def get_schema_operation_parameters(self, view: Any) -> list[dict[str, Any]]:
+        parameters: list[dict[str, Any]] = super().get_schema_operation_parameters(view)
+        for each in parameters:
+            if each["name"] == self.page_size_query_param:
+                each["schema"] |= {"minimum": 1, "default": self.page_size}
+        return parameters
 
     def decode_cursor(self, request: Request) -> Cursor | None:
         """The library lets any text through as the position, and the database would choke on it."""

@@ -4,10 +4,12 @@
 what a program should branch on is `code`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from http import HTTPStatus
 from typing import Any
 
+from django.core.exceptions import SuspiciousOperation
 from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.views import defaults
@@ -17,12 +19,21 @@ from drf_standardized_errors.formatter import flatten_errors
 from drf_standardized_errors.handler import ExceptionHandler
 from drf_standardized_errors.types import ExceptionHandlerContext
 from rest_framework import exceptions, serializers
+from rest_framework.renderers import JSONRenderer
 from rest_framework.response import Response
 from rest_framework.settings import api_settings
 
 CONTENT_TYPE = "application/problem+json"
-#: Addresses for programs; everything else (the admin, the pages) keeps Django's own error pages.
-FOR_PROGRAMS = ("/api/", "/health")
+#: For people in browsers, who keep Django's own error pages; everything else is for programs.
+PAGES = ("/admin/", "/sandbox/", "/static/")
+
+
+class BadRequest(exceptions.APIException):
+    """Django does not read it: thousands of query parameters, and the like."""
+
+    status_code = 400
+    default_code = "bad_request"
+    default_detail = "This request cannot be read."
 
 
 class Conflict(exceptions.APIException):
@@ -99,6 +110,8 @@ class ProblemHandler(ExceptionHandler):
     def convert_known_exceptions(self, exc: Exception) -> Exception:
         if isinstance(exc, OperationalError | InterfaceError):
             return ServiceUnavailable()
+        if isinstance(exc, SuspiciousOperation):
+            return BadRequest()
         return super().convert_known_exceptions(exc)
 
     def should_not_handle(self, exc: Exception) -> bool:
@@ -115,6 +128,9 @@ class ProblemHandler(ExceptionHandler):
 
     def get_response(self, exc: exceptions.APIException, data: dict[str, Any]) -> Response:
         headers = self.get_headers(exc)
+        # Whatever the view answers in: the schema is YAML, its page HTML.
+        request: Any = self.context["request"]
+        request.accepted_renderer, request.accepted_media_type = JSONRenderer(), JSONRenderer.media_type
         return Response(data, status=exc.status_code, headers=headers, content_type=CONTENT_TYPE)
 
 
@@ -129,22 +145,46 @@ def _answer(status: int, detail: str, code: str) -> JsonResponse:
 
 @csrf_exempt
 def unknown_route(_request: HttpRequest) -> HttpResponse:
-    """The last route below /api/: a 404 for programs, also where DEBUG would show a page of routes."""
+    """The last route: a 404 for programs, also where DEBUG would show a page of routes."""
     return _answer(404, "There is nothing at this address.", "not_found")
+
+
+def reads_only(view: Callable[[HttpRequest], HttpResponseBase]) -> Callable[[HttpRequest], HttpResponseBase]:
+    """For what is not of the API: a 405 for all but GET and HEAD, rather than CSRF's page."""
+
+    @csrf_exempt
+    @wraps(view)
+    def guarded(request: HttpRequest) -> HttpResponseBase:
+        if request.method in ("GET", "HEAD"):
+            return view(request)
+        refused = _answer(405, f'Method "{request.method}" not allowed.', "method_not_allowed")
+        refused["Allow"] = "GET, HEAD"
+        return refused
+
+    return guarded
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponseBase:
+    """handler400: what does not come as far as a view, such as a strange `Host`."""
+    if _is_page(request):
+        return defaults.bad_request(request, exception)
+    return _answer(400, str(BadRequest.default_detail), BadRequest.default_code)
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponseBase:
     """handler404."""
-    if request.path.startswith(FOR_PROGRAMS):
-        return unknown_route(request)
-    return defaults.page_not_found(request, exception)
+    return defaults.page_not_found(request, exception) if _is_page(request) else unknown_route(request)
 
 
 def server_error(request: HttpRequest) -> HttpResponseBase:
     """handler500."""
-    if request.path.startswith(FOR_PROGRAMS):
-        return _answer(500, "Something went wrong on our side; it is in the log.", "server_error")
-    return defaults.server_error(request)
+    if _is_page(request):
+        return defaults.server_error(request)
+    return _answer(500, "Something went wrong on our side; it is in the log.", "server_error")
+
+
+def _is_page(request: HttpRequest) -> bool:
+    return request.path.startswith(PAGES)
 
 
 def documented(*statuses: int) -> dict[tuple[int, str], OpenApiResponse]:

@@ -55,11 +55,21 @@ class Text(serializers.CharField):
         return str(super().to_internal_value(data))
 
 
+class Flag(serializers.BooleanField):
+    """true or false in JSON; not "off" nor 0, of which one cannot be sure what was meant."""
+
+    def to_internal_value(self, data: Any) -> bool:
+        if not isinstance(data, bool):
+            self.fail("invalid", input=data)
+        return data
+
+
 class Password(Text):
     """Checked by AUTH_PASSWORD_VALIDATORS, never answered."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(max_length=256, trim_whitespace=False, write_only=True, **kwargs)
+        # The shortest length is for the schema: the validators below are asked first.
+        super().__init__(min_length=8, max_length=256, trim_whitespace=False, write_only=True, **kwargs)
 
     def to_internal_value(self, data: Any) -> str:
         password = super().to_internal_value(data)

@@ -27,6 +27,7 @@ EXAMPLES = [
         {"action": "cancel", "filter": {"all": True}, "dry_run": True},
         request_only=True,
     ),
+    OpenApiExample("Done", {"matched": 4711, "changed": 4711, "complete": True}, response_only=True),
 ]
 
 

@@ -62,6 +62,13 @@ class KeyReused(APIException):
     default_detail = "This Idempotency-Key was used for another call; give each call a key of its own."
 
 
+def refuse_bad_key(request: Request) -> None:
+    """ValidationError for a key that would be refused; where nothing is done, and so nothing to do once."""
+    header = request.META.get("HTTP_IDEMPOTENCY_KEY")
+    if header is not None:
+        _key(header)
+
+
 def once(request: Request, act: Callable[[], dict[str, Any]], status: int) -> Response:
     """The answer to what `act` does; where the caller gave a key that was used for the same call before, the answer
     it had. What `act` raises leaves nothing behind, and its key free."""

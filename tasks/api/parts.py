@@ -45,7 +45,12 @@ class Mailbox(Text):
 
 
 @extend_schema_field(
-    {"type": "object", "additionalProperties": {"type": "string"}, "maxProperties": headers.MOST_HEADERS}
+    {
+        "type": "object",
+        "propertyNames": {"pattern": f"^[!-9;-~]{{1,{headers.LONGEST_NAME}}}$"},
+        "additionalProperties": {"type": "string", "minLength": 1, "maxLength": headers.LONGEST_VALUE},
+        "maxProperties": headers.MOST_HEADERS,
+    }
 )
 class Headers(serializers.Field[dict[str, str], Any, Any, Any]):
     """Headers of the user's own, by name."""
@@ -101,7 +106,11 @@ class Attachments(serializers.Field[tuple[Attachment, ...], Any, Any, Any]):
 
 
 @extend_schema_field(
-    {"type": "array", "items": {"type": "string", "maxLength": LONGEST_TAG}, "maxItems": MOST_TAGS}
+    {
+        "type": "array",
+        "items": {"type": "string", "minLength": 1, "maxLength": LONGEST_TAG},
+        "maxItems": MOST_TAGS,
+    }
 )
 class Tags(serializers.Field[tuple[str, ...], Any, Any, Any]):
     """Words to find mails by, in the order given; a repeated one counts once."""

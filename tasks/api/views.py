@@ -21,8 +21,9 @@ from accounts.api.problems import Conflict, documented
 from accounts.api.throttling import EnqueueThrottle, within_quota
 from accounts.models import SmtpAccount, User
 from tasks import submission
+from tasks.api.examples import A_DRY_RUN, A_LISTED_TASK, A_WHOLE_TASK, AN_ANSWER
 from tasks.api.filters import Stretches, narrowed, picked
-from tasks.api.once import ONCE, once
+from tasks.api.once import ONCE, once, refuse_bad_key
 from tasks.api.serializers import (
     AcceptedSerializer,
     DryRunSerializer,
@@ -139,12 +140,13 @@ class EnqueueView(APIView):
         request=EnqueueSerializer,
         responses={200: DryRunSerializer, 202: AcceptedSerializer} | documented(400, 401, 409, 413, 415, 422),
         parameters=[LOCATION, DRY_RUN, *ONCE],
-        examples=[A_MAIL, A_FULL_MAIL],
+        examples=[A_MAIL, A_FULL_MAIL, AN_ANSWER, A_DRY_RUN],
         tags=["tasks"],
     )
     def post(self, request: Request) -> Response:
         """Hands over a mail. With the 202 it is committed, and will be sent."""
         if "dry_run" in request.query_params and _is_dry_run(request.query_params["dry_run"]):
+            refuse_bad_key(request)
             seen = preview(owner_of(request), READER.mail(request.data))
             return Response(DryRunSerializer(describe(seen)).data)
         answer = once(request, lambda: self._submit(request), status.HTTP_202_ACCEPTED)
@@ -194,6 +196,7 @@ class QueueView(ListAPIView[MailTask]):
         operation_id="list_queue",
         parameters=[QueueFilterSerializer],
         responses={200: TaskSerializer(many=True)} | documented(400, 401),
+        examples=[A_LISTED_TASK],
         tags=["tasks"],
     )
     def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
@@ -209,6 +212,7 @@ class FailedQueueView(QueueView):
         operation_id="list_failed",
         parameters=[QueueFilterSerializer],
         responses={200: TaskSerializer(many=True)} | documented(400, 401),
+        examples=[A_LISTED_TASK],
         tags=["tasks"],
     )
     def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
@@ -220,7 +224,10 @@ class TaskView(APIView):
     scopes = {"GET": "read", "PATCH": "manage"}
 
     @extend_schema(
-        operation_id="get_task", responses={200: TaskDetailSerializer} | documented(401, 404), tags=["tasks"]
+        operation_id="get_task",
+        responses={200: TaskDetailSerializer} | documented(401, 404),
+        examples=[A_WHOLE_TASK],
+        tags=["tasks"],
     )
     def get(self, request: Request, pk: int) -> Response:
         """Everything about one task: its times, why it waits, every attempt."""
@@ -230,7 +237,10 @@ class TaskView(APIView):
         operation_id="reschedule_task",
         request=RescheduleSerializer,
         responses={200: TaskDetailSerializer} | documented(400, 401, 404, 409, 413, 415),
-        examples=[OpenApiExample("Later", {"scheduled_at": "2030-02-01T09:30:00Z"}, request_only=True)],
+        examples=[
+            OpenApiExample("Later", {"scheduled_at": "2030-02-01T09:30:00Z"}, request_only=True),
+            A_WHOLE_TASK,
+        ],
         tags=["tasks"],
     )
     def patch(self, request: Request, pk: int) -> Response:
@@ -257,6 +267,7 @@ class CancelView(APIView):
         operation_id="cancel_task",
         request=None,
         responses={200: TaskDetailSerializer} | documented(401, 404, 409),
+        examples=[A_WHOLE_TASK],
         tags=["tasks"],
     )
     def post(self, request: Request, pk: int) -> Response:
@@ -274,6 +285,7 @@ class RetryView(APIView):
         operation_id="retry_task",
         request=None,
         responses={200: TaskDetailSerializer} | documented(401, 404, 409),
+        examples=[A_WHOLE_TASK],
         tags=["tasks"],
     )
     def post(self, request: Request, pk: int) -> Response:
@@ -291,7 +303,7 @@ class ResolveView(APIView):
         operation_id="resolve_task",
         request=ResolveSerializer,
         responses={200: TaskDetailSerializer} | documented(400, 401, 404, 409, 413, 415),
-        examples=[OpenApiExample("It has arrived", {"action": "accept"}, request_only=True)],
+        examples=[OpenApiExample("It has arrived", {"action": "accept"}, request_only=True), A_WHOLE_TASK],
         tags=["tasks"],
     )
     def post(self, request: Request, pk: int) -> Response:

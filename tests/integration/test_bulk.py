@@ -135,6 +135,9 @@ def test_a_dry_run_counts_and_changes_nothing(api: APIClient, owner: User) -> No
         ({"filter": {"all": True}, "action": "delete"}, "action", "invalid_choice"),
         ({"filter": {"all": True}, "action": None}, "action", "null"),
         ({"filter": {"all": True}, "dry_run": "perhaps"}, "dry_run", "invalid"),
+        ({"filter": {"all": True}, "dry_run": 0}, "dry_run", "invalid"),
+        ({"filter": {"all": True}, "dry_run": "off"}, "dry_run", "invalid"),
+        ({"filter": {"all": "yes"}}, "filter.all", "invalid"),
         ({"filter": {"all": True}, "dry_run": None}, "dry_run", "null"),
     ],
 )

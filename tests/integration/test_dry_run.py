@@ -55,6 +55,12 @@ def test_a_word_that_is_neither_yes_nor_no_sends_nothing(api: APIClient, word: s
     assert not MailTask.objects.exists()
 
 
+def test_a_malformed_idempotency_key_is_refused_here_too(api: APIClient) -> None:
+    answer = api.post(f"{ENQUEUE}?dry_run=true", A_MAIL, format="json", HTTP_IDEMPOTENCY_KEY="a b")
+    assert answer.status_code == 400
+    assert answer.json()["errors"][0]["code"] == "invalid_idempotency_key"
+
+
 def test_dry_run_false_is_a_real_one(api: APIClient) -> None:
     assert api.post(f"{ENQUEUE}?dry_run=false", A_MAIL, format="json").status_code == 202
     assert MailTask.objects.exists()

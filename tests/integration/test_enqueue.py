@@ -144,6 +144,13 @@ def test_a_wrong_value_is_refused_and_its_field_named(api: APIClient, name: str,
     assert_refused(enqueue(api, **{name: value}), field=name)
 
 
+def test_a_whole_number_may_be_written_as_a_fraction(api: APIClient) -> None:
+    # To JSON Schema 5.0 is an integer, and some languages know no other numbers.
+    answer = enqueue(api, max_tries=5.0)
+    assert answer.status_code == 202
+    assert MailTask.objects.get(pk=answer.json()["task_id"]).max_tries == 5
+
+
 def test_all_wrong_fields_are_named_at_once(api: APIClient) -> None:
     answer = enqueue(api, recipient_email="jane", max_tries=0, lane="express")
     assert {error["field"] for error in answer.json()["errors"]} == {"recipient_email", "max_tries", "lane"}

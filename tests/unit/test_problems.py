@@ -5,6 +5,7 @@ import io
 import json
 
 import pytest
+from django.core.exceptions import TooManyFieldsSent
 from django.db import OperationalError
 from django.http import Http404
 from rest_framework import serializers
@@ -192,17 +193,54 @@ def test_an_unforeseen_error_tells_nothing_and_is_logged(settings, caplog, debug
 @pytest.mark.parametrize("debug", [True, False])
 @pytest.mark.parametrize("method", ["get", "post", "put", "delete"])
 @pytest.mark.parametrize(
-    "path", ["/api/nothing", "/api/v1/register/", "/api/v1/user/abc", "/healthz/nothing"]
+    "path",
+    [
+        "/api",
+        "/api/nothing",
+        "/api/v1/register/",
+        "/api/v1/user/abc",
+        "/api/v1/user/%00",
+        "/healthz/nothing",
+        "/nothing/here",
+        "//api/v1/login",
+    ],
 )
 def test_an_unknown_route_for_programs_is_a_problem(settings, debug, method, path):
     settings.DEBUG = debug
     problem(getattr(APIClient(enforce_csrf_checks=True), method)(path), 404)
 
 
-def test_elsewhere_a_missing_page_stays_a_page():
-    response = APIClient().get("/nothing/here")
+@pytest.mark.parametrize("path", ["/sandbox/nothing", "/static/nothing.js"])
+def test_where_pages_are_a_missing_one_stays_a_page(path):
+    response = APIClient().get(path)
     assert response.status_code == 404
     assert response["Content-Type"].startswith("text/html")
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz/live", "/healthz/ready", "/healthz/ping", "/health/ping"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "OPTIONS", "TRACE"])
+def test_outside_of_the_api_too_a_wrong_method_names_the_right_ones(method, path):
+    response = APIClient(enforce_csrf_checks=True).generic(method, path)
+    assert problem(response, 405)["code"] == "method_not_allowed"
+    assert response["Allow"] == "GET, HEAD"
+
+
+@pytest.mark.parametrize("path", ["/api/schema", "/api/docs"])
+def test_the_schema_and_its_page_answer_problems_as_json(path):
+    assert problem(APIClient().post(path), 405)["code"] == "method_not_allowed"
+    assert problem(APIClient().get(path, HTTP_ACCEPT="image/png"), 406)["code"] == "not_acceptable"
+
+
+def test_a_query_of_thousands_of_parameters_is_a_bad_request():
+    wanted = {"code": "bad_request", "status": 400}
+    body = problem(call(raising=TooManyFieldsSent("1,001 of them")), 400)
+    assert body | wanted == body
+
+
+@pytest.mark.parametrize("path", ["/api/v1/login", "/nothing"])
+def test_a_strange_host_is_a_problem(settings, path):
+    settings.DEBUG, settings.ALLOWED_HOSTS = False, ["mail.example.com"]
+    assert problem(APIClient().get(path, HTTP_HOST="evil.example"), 400)["code"] == "bad_request"
 
 
 def test_a_wrong_method_is_a_problem_that_names_the_right_ones():
@@ -241,7 +279,7 @@ def test_bearer_is_the_scheme_of_the_schema():
     assert "application/problem+json" in register["responses"]["409"]["content"]
 
 
-@pytest.mark.parametrize("limit", ["0", "-1", "x", "1.5", "", "٣", "9" * 50])
+@pytest.mark.parametrize("limit", ["0", "000", "-1", "x", "1.5", "", "٣"])
 def test_a_nonsense_limit_names_the_field(limit):
     with pytest.raises(serializers.ValidationError) as refused:
         _pages(limit=limit)
@@ -265,7 +303,7 @@ def test_a_nonsense_cursor_names_the_field(cursor):
 
 
 def test_a_page_holds_50_unless_asked_and_200_at_most():
-    assert [_pages(), _pages(limit="7"), _pages(limit="500")] == [50, 7, 200]
+    assert [_pages(), _pages(limit="7"), _pages(limit="500"), _pages(limit="9" * 50)] == [50, 7, 200, 200]
 
 
 def _pages(**query: str) -> int:
