@@ -33,6 +33,18 @@ def kill_workers(run: Run) -> None:
             deed(name)
 
 
+def lose_machines(run: Run) -> None:
+    """M3: workers go with their journals while a relay that does not answer keeps mail in their hands."""
+    owner = run.owner(max_connections=20)
+    for _ in range(run.times):
+        before = run.sink.count()
+        mails = run.mails // run.times
+        run.client.send([owner], mails, kind="silent", on_uncertain="retry", scheduled_at=None)
+        until(lambda before=before: run.sink.count() > before, "the relay has a mail")  # type: ignore[misc]
+        with run.fault("lose a machine", cuts_off=True):
+            run.stage.lose_machine(run.stage.busiest(run.sink.port))
+
+
 def freeze_workers(run: Run) -> None:
     """C2: stopped until the lease is over and others have its mail, then let go on. Rescue is told to look meanwhile,
     which it else does every 30 s."""
@@ -449,6 +461,9 @@ MUTANTS = (
         "M2", "without the journal", 20, 2, points, must_break=True,
         stage={"without": "journal", "mortal": True, "MAIL_LEASE_SECONDS": "3"},
     ),
-    Case("M3", "without the rescue", 600, 3, kill_workers, must_break=True, stage={"without": "rescue"}),
+    Case(
+        "M3", "without the rescue", 20, 2, lose_machines, must_break=True,
+        stage={"without": "rescue", "MAIL_LEASE_SECONDS": "3"},
+    ),
     Case("M4", "without the bell's guard", 2_500, 1, twice_of_all, must_break=True, stage={"without": "bell"}),
 )  # fmt: skip

@@ -18,7 +18,7 @@ from tests.machine import until
 #: I3: after the last fault nothing that is due waits longer (seconds).
 PATIENCE = 185.0
 #: The same where a promise is to be broken.
-SOON = 40.0
+SOON = 70.0
 #: Sessions of one owner's account in each process: few, so that workers have mail in hand that waits for one.
 CONNECTIONS = 5
 #: So much of the mail is there before the first fault.
