@@ -39,9 +39,9 @@ def test_what_was_promised_is_kept(
     stage: Stage, sink: Sink, capsys: pytest.CaptureFixture[str], case: Case
 ) -> None:
     stage.until_up()
-    run = Run(case, stage, sink, scale=SCALE, seed=SEED)
-    case.do(run)
-    verdict = run.finish()
+    with Run(case, stage, sink, scale=SCALE, seed=SEED) as run:
+        case.do(run)
+        verdict = run.finish()
     with capsys.disabled():
         sys.stdout.write(f"\n{report.row(report.Line(case, verdict, 0, str(stage.folder)))}\n")
     assert verdict.broken == [], f"seed {SEED}"

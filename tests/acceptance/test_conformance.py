@@ -126,7 +126,10 @@ def test_a_generated_client_registers_logs_in_sends_a_mail_and_reads_its_task(
         assert tokens.id == registered.id
 
     mail = models.EnqueueRequest(
-        recipient_email="jane@example.com", subject="Grüße", body="Hello Jane,\nit works.", tags=["welcome"]
+        recipient_email="generated-jane@example.com",
+        subject="Grüße",
+        body="Hello Jane,\nit works.",
+        tags=["welcome"],
     )
     with client.AuthenticatedClient(**service, token=tokens.token) as mine:
         accepted = call("tasks.enqueue", client=mine, body=mail, idempotency_key="generated-1")

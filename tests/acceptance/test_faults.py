@@ -46,7 +46,7 @@ def flush(machine: Machine) -> None:
 @contextmanager
 def celery_app(machine: Machine) -> Iterator[Celery]:
     """To speak with its workers. Its connections end with it: the next test's Redis may be another process."""
-    with Celery(broker=machine.redis.url) as app:
+    with Celery(broker=machine.redis.url, set_as_current=False) as app:
         app.conf.broker_transport_options = {"global_keyprefix": "mailqueue:"}
         try:
             yield app

@@ -68,9 +68,9 @@ def _run(case: Case, arguments: argparse.Namespace, seed: int, say: report.Say) 
     try:
         with running_sink(folder, SINK_DELAY) as sink, Stage(folder, **case.stage) as stage:
             stage.until_up()
-            run = Run(case, stage, sink, scale=arguments.scale, seed=seed, say=say)
-            case.do(run)
-            verdict = run.finish()
+            with Run(case, stage, sink, scale=arguments.scale, seed=seed, say=say) as run:
+                case.do(run)
+                verdict = run.finish()
     except Exception as error:  # noqa: BLE001 -- the next case must have its turn; this one is broken
         verdict = Verdict.of_failure(f"{error!r} {' '.join(getattr(error, '__notes__', ()))}")
     line = report.Line(case, verdict, time.monotonic() - began, str(folder))

@@ -53,13 +53,19 @@ class Client:
     """Hands over mail in waves, from threads of its own. `calls` is what it wrote down."""
 
     def __init__(self, webs: list[str], log: Path, seed: int) -> None:
-        self._webs = cycle([httpx.Client(base_url=f"{web}/api/v1", timeout=PATIENCE) for web in webs])
+        self._open = [httpx.Client(base_url=f"{web}/api/v1", timeout=PATIENCE) for web in webs]
+        self._webs = cycle(self._open)
         self._lock = threading.Lock()
         self._log = log.open("a")
         self._dice = random.Random(seed)
         self.calls: list[Call] = []
         #: The run's secrets, to be looked for where they must not be.
         self.secrets = [f"{CANARY}-{secrets.token_hex(8)}"]
+
+    def close(self) -> None:
+        for web in self._open:
+            web.close()
+        self._log.close()
 
     def owner(self, relay_port: int, **settings: Any) -> Owner:
         """A new user whose mail goes to this relay."""

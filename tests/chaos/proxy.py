@@ -37,7 +37,6 @@ class Proxy:
         self.target = target
         self.port = 0
         self._mode = Mode.PASS
-        self._loop = asyncio.new_event_loop()
         self._open: set[asyncio.StreamWriter] = set()
         self._conversations: set[asyncio.Task[None]] = set()
 
@@ -52,6 +51,7 @@ class Proxy:
             self._loop.call_soon_threadsafe(self._reset_all)
 
     def __enter__(self) -> Self:
+        self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
         self._thread.start()
         until(lambda: self.port, "the proxy listens")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from tests.chaos import checker
 from tests.chaos.checker import Evidence, Fault, Row, Verdict
@@ -68,6 +68,12 @@ class Run:
         self.broken: list[str] = []
         self.owners: list[Owner] = []
         self._began = time.time()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.client.close()
 
     # Sending ----------------------------------------------------------------------------------------
 

@@ -259,7 +259,7 @@ class Stage:
 
     def drains(self) -> int:
         """How many messages for a drain the workers have taken, of their present lives."""
-        with Celery(broker=self.redis.url) as app:
+        with Celery(broker=self.redis.url, set_as_current=False) as app:
             app.conf.broker_transport_options = {"global_keyprefix": "mailqueue:"}
             try:
                 stats = app.control.inspect(timeout=5).stats() or {}
@@ -269,7 +269,7 @@ class Stage:
 
     def send(self, *jobs: str) -> None:
         """Publishes jobs as beat would."""
-        with Celery(broker=self.redis.url) as app:
+        with Celery(broker=self.redis.url, set_as_current=False) as app:
             app.conf.broker_transport_options = {"global_keyprefix": "mailqueue:"}
             try:
                 for job in jobs:
