@@ -16,9 +16,11 @@ from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
+import kombu.pools
 import psutil
 import psycopg
 
+from config.celery import app as service
 from mailqueue.embedded.process import ROOT, Child, end, kill_group, spawn
 from mailqueue.embedded.redis import Redis, free_port
 
@@ -37,6 +39,15 @@ def until(answer: Callable[[], T], what: str, seconds: float = PATIENCE) -> T:
         assert time.monotonic() < deadline, f"{what}: it did not come to pass in {seconds:.0f} s"
         time.sleep(0.05)
     return found
+
+
+def forget_broker_connections() -> None:
+    """Pools keep them by URL, beyond the life of an app, and all apps share them. The service's own app, which
+    tests publish with, must not go on with a pool that was closed so."""
+    kombu.pools.reset()
+    service._pool = None
+    if "amqp" in vars(service):
+        service.amqp._producer_pool = None
 
 
 @contextmanager

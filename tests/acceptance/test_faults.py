@@ -7,12 +7,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import kombu.pools
 import pytest
 import redis
 from celery import Celery
 
-from tests.machine import Machine, own_database, until
+from tests.machine import Machine, forget_broker_connections, own_database, until
 from tests.relay import Relay
 
 
@@ -51,7 +50,7 @@ def celery_app(machine: Machine) -> Iterator[Celery]:
         try:
             yield app
         finally:
-            kombu.pools.reset()  # kombu keeps them by URL, beyond the life of the app
+            forget_broker_connections()
 
 
 def until_all_are_sent(machine: Machine, relay: Relay, count: int) -> Counter[str]:

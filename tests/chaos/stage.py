@@ -19,7 +19,6 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httpx
-import kombu.pools
 import psutil
 import psycopg
 import redis
@@ -30,7 +29,7 @@ from mailqueue.embedded.postgres import Postgres
 from mailqueue.embedded.process import ROOT, Child, end, kill_group, spawn
 from mailqueue.embedded.redis import Redis, free_port
 from tests.chaos.proxy import Proxy
-from tests.machine import until
+from tests.machine import forget_broker_connections, until
 
 #: How long a process may hold its mail without a word, how soon failed mail is tried again, and when the sweep looks.
 SETTINGS = {
@@ -264,7 +263,7 @@ class Stage:
             try:
                 stats = app.control.inspect(timeout=5).stats() or {}
             finally:
-                kombu.pools.reset()  # kombu keeps connections by URL, beyond the life of the app
+                forget_broker_connections()
         return sum(one["total"].get("mailqueue.drain", 0) for one in stats.values())
 
     def send(self, *jobs: str) -> None:
@@ -275,7 +274,7 @@ class Stage:
                 for job in jobs:
                     app.send_task(f"mailqueue.{job}", queue="drain" if job == "drain" else "upkeep")
             finally:
-                kombu.pools.reset()
+                forget_broker_connections()
 
     def busiest(self, port: int) -> str:
         """The worker with the most connections to this relay."""
