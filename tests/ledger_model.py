@@ -422,7 +422,7 @@ class Worker:
         self.journal.reply(mail, answer)
         verdict = replies.read(answer)
         if verdict.meaning is replies.Meaning.ACCOUNT:
-            hand.settlement = retry.put_back(mail, str(answer))
+            hand.settlement = ledger.put_back(mail, str(answer))
         else:
             schedule = settings.MAIL_RETRY_SCHEDULE
             hand.settlement = retry.conclude(mail, answer, verdict, now=now, schedule=schedule, duration_ms=7)
