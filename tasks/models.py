@@ -12,6 +12,9 @@ from django.utils import timezone
 
 from accounts.models import User
 from tasks.states import FINAL, WAITING, CancelReason, Lane, OnUncertain, Outcome, Phase, PutOff, Status
+from tasks.suppressions import Suppression
+
+__all__ = ["Suppression"]  # Django looks for models here
 
 #: The machines' clocks, and a mail's way from its acceptance into the ledger, differ by less.
 CLOCKS_APART = timedelta(minutes=10)

@@ -237,6 +237,7 @@ class RouteSerializer(serializers.Serializer[Any]):
 
 class PlanSerializer(serializers.Serializer[Any]):
     status = Word(Status)
+    cancel_reason = Word(CancelReason, allow_null=True, help_text="where it would not be sent at all")
     due_at = serializers.DateTimeField(help_text="a worker may take it from then on")
     expires_at = serializers.DateTimeField(allow_null=True)
     lane = Word(Lane)

@@ -36,6 +36,7 @@ from tasks.api.serializers import (
 from tasks.models import MailTask, MailTaskQuerySet
 from tasks.preview import describe, preview
 from tasks.states import Status
+from tasks.suppressions import Suppression
 
 A_MAIL = OpenApiExample(
     "A mail",
@@ -143,7 +144,8 @@ class EnqueueView(APIView):
         tags=["tasks"],
     )
     def post(self, request: Request) -> Response:
-        """Hands over a mail. With the 202 it is committed, and will be sent."""
+        """Hands over a mail. With the 202 it is committed, and will be sent; to somebody on your list of suppressions
+        it is cancelled at once."""
         if "dry_run" in request.query_params and _is_dry_run(request.query_params["dry_run"]):
             seen = preview(owner_of(request), READER.mail(request.data))
             return Response(DryRunSerializer(describe(seen)).data)
@@ -250,6 +252,19 @@ class TaskView(APIView):
         return in_full(request, pk)
 
 
+def _refuse_suppressed(request: Request, task: MailTask) -> None:
+    """409 if it is the list of suppressions that keeps this mail from being sent again."""
+    if task.status in NOT_RETRYABLE:
+        return
+    listed = Suppression.objects.owned_by(owner_of(request)).of(task.recipient).first()
+    if listed:
+        raise Conflict(
+            f"{task.recipient} is on your list of suppressions; take it off first: "
+            f"DELETE /api/v1/suppressions/{listed.pk}.",
+            "suppressed",
+        )
+
+
 class CancelView(APIView):
     scopes = {"POST": "manage"}
 
@@ -277,9 +292,11 @@ class RetryView(APIView):
         tags=["tasks"],
     )
     def post(self, request: Request, pk: int) -> Response:
-        """Sends a failed, cancelled or uncertain task again, at once and with a fresh count."""
+        """Sends a failed, cancelled or uncertain task again, at once and with a fresh count; not to somebody on your
+        list of suppressions."""
         if not submission.retry(own_tasks(request).filter(pk=pk)):
             task = get_object_or_404(own_tasks(request), pk=pk)
+            _refuse_suppressed(request, task)
             raise Conflict(NOT_RETRYABLE.get(task.status, CHANGED), "not_retryable")
         return in_full(request, pk)
 
@@ -301,5 +318,7 @@ class ResolveView(APIView):
         verb = {"accept": submission.accept, "retry": submission.send_again}[asked.validated_data["action"]]
         if not verb(own_tasks(request).filter(pk=pk)):
             task = get_object_or_404(own_tasks(request), pk=pk)
+            if task.status == Status.UNCERTAIN:
+                _refuse_suppressed(request, task)
             raise Conflict(NOT_UNCERTAIN.get(task.status, CHANGED), "not_uncertain")
         return in_full(request, pk)

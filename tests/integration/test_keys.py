@@ -253,6 +253,7 @@ NEEDED = {
     "read": {
         ("GET", "/api/v1/user/1"),
         ("GET", "/api/v1/keys"),
+        ("GET", "/api/v1/suppressions"),
         ("GET", "/api/v1/task/queue"),
         ("GET", "/api/v1/task/queue/fail"),
         ("GET", "/api/v1/task/1"),
@@ -264,6 +265,8 @@ NEEDED = {
         ("POST", "/api/v1/auth/deregister"),
         ("POST", "/api/v1/keys"),
         ("DELETE", "/api/v1/keys/1"),
+        ("POST", "/api/v1/suppressions"),
+        ("DELETE", "/api/v1/suppressions/1"),
         ("PATCH", "/api/v1/task/1"),
         ("POST", "/api/v1/task/bulk"),
         ("POST", "/api/v1/task/1/cancel"),
