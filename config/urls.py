@@ -9,7 +9,7 @@ from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 from accounts.api import problems
 from config import health
 from mailqueue import api as mailqueue_api
-from tasks.api import suppressions
+from tasks.api import suppressions, templates
 
 handler404 = "accounts.api.problems.not_found"
 handler500 = "accounts.api.problems.server_error"
@@ -26,6 +26,9 @@ urlpatterns = [
     path("api/v1/", include("accounts.api.urls")),
     path("api/v1/user/<int:pk>/smtp/test", mailqueue_api.SmtpTestView.as_view()),
     path("api/v1/task/", include("tasks.api.urls")),
+    path("api/v1/templates", templates.TemplatesView.as_view()),
+    path("api/v1/templates/<str:name>", templates.TemplateView.as_view()),
+    path("api/v1/templates/<str:name>/preview", templates.PreviewView.as_view()),
     path("api/v1/suppressions", suppressions.SuppressionsView.as_view()),
     path("api/v1/suppressions/<int:pk>", suppressions.SuppressionView.as_view()),
     # After everything: an unknown address below these answers problem+json, with DEBUG as without.

@@ -41,10 +41,19 @@ class NewMail:
     attachments: tuple[message.Attachment, ...] = ()
     tags: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    #: Name and version of the template that it was made from.
+    template: tuple[str, int] | None = None
 
     def details(self) -> dict[str, Any]:
         """What the API shows again, as far as given."""
-        if not (self.from_name or self.reply_to or self.headers or self.attachments or self.metadata):
+        if not (
+            self.from_name
+            or self.reply_to
+            or self.headers
+            or self.attachments
+            or self.metadata
+            or self.template
+        ):
             return {}
         given = {
             "from_name": self.from_name,
@@ -55,6 +64,7 @@ class NewMail:
                 for one in self.attachments
             ],
             "metadata": self.metadata,
+            "template": self.template and {"name": self.template[0], "version": self.template[1]},
         }
         return {name: value for name, value in given.items() if value}
 

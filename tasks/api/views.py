@@ -24,6 +24,7 @@ from tasks import submission
 from tasks.api.filters import Stretches, narrowed, picked
 from tasks.api.once import ONCE, once
 from tasks.api.serializers import (
+    ANY_MAIL,
     AcceptedSerializer,
     DryRunSerializer,
     EnqueueSerializer,
@@ -64,6 +65,11 @@ A_FULL_MAIL = OpenApiExample(
         "metadata": {"invoice": 4711},
         "scheduled_at": "2030-01-31T09:30:00Z",
     },
+    request_only=True,
+)
+A_TEMPLATED_MAIL = OpenApiExample(
+    "From a template",
+    {"recipient_email": "jane@example.com", "template": "welcome", "context": {"name": "Jane"}},
     request_only=True,
 )
 LOCATION = OpenApiParameter("Location", OpenApiTypes.URI, OpenApiParameter.HEADER, response=[202])
@@ -137,24 +143,24 @@ class EnqueueView(APIView):
 
     @extend_schema(
         operation_id="enqueue",
-        request=EnqueueSerializer,
+        request=ANY_MAIL,
         responses={200: DryRunSerializer, 202: AcceptedSerializer} | documented(400, 401, 409, 413, 415, 422),
         parameters=[LOCATION, DRY_RUN, *ONCE],
-        examples=[A_MAIL, A_FULL_MAIL],
+        examples=[A_MAIL, A_FULL_MAIL, A_TEMPLATED_MAIL],
         tags=["tasks"],
     )
     def post(self, request: Request) -> Response:
         """Hands over a mail. With the 202 it is committed, and will be sent; to somebody on your list of suppressions
         it is cancelled at once."""
         if "dry_run" in request.query_params and _is_dry_run(request.query_params["dry_run"]):
-            seen = preview(owner_of(request), READER.mail(request.data))
+            seen = preview(owner_of(request), READER.mail(request.data, owner_of(request)))
             return Response(DryRunSerializer(describe(seen)).data)
         answer = once(request, lambda: self._submit(request), status.HTTP_202_ACCEPTED)
         answer["Location"] = request.build_absolute_uri(reverse("task", args=[answer.data["task_id"]]))
         return answer
 
     def _submit(self, request: Request) -> dict[str, Any]:
-        mail = READER.mail(request.data)
+        mail = READER.mail(request.data, owner_of(request))
         with open_account(), within_quota(self, owner_of(request), 1):
             return ACCEPTED.to_representation(submission.submit(owner_of(request), mail))
 

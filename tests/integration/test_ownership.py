@@ -12,6 +12,7 @@ from accounts.models import SmtpAccount, User
 from tasks.models import MailTask
 from tasks.states import Status
 from tasks.suppressions import Suppression
+from tasks.templates import MailTemplate, make
 from tests.factories import MailFactory, UserFactory, client_of
 from tests.routes import calls
 
@@ -47,6 +48,7 @@ def task() -> MailTask:
 def fill_lists(owner: User) -> None:
     ApiKey.mint(owner, "mine", ["read"])
     Suppression.objects.add(owner, "gone@example.com")
+    make(owner, "mine", {"subject": "x", "body": "x"})
 
 
 def address_of(task: MailTask, address: str) -> str:
@@ -56,6 +58,7 @@ def address_of(task: MailTask, address: str) -> str:
         "user": task.owner.pk,
         "task": task.pk,
         "keys": ApiKey.objects.get(owner=task.owner).pk,
+        "templates": "mine",
         "suppressions": Suppression.objects.get(owner=task.owner).pk,
     }
     return address.replace("/1", f"/{pk[address.split('/')[3]]}")
@@ -68,7 +71,7 @@ def call(client: APIClient, method: str, address: str):
 def rows(owner: User) -> str:
     of = [User.objects.filter(pk=owner.pk), SmtpAccount.objects.filter(owner=owner)]
     of += [MailTask.objects.filter(owner=owner), ApiKey.objects.filter(owner=owner)]
-    of += [Suppression.objects.filter(owner=owner)]
+    of += [Suppression.objects.filter(owner=owner), MailTemplate.objects.filter(owner=owner)]
     return "".join(dumps.serialize("json", each) for each in of)
 
 
