@@ -11,6 +11,7 @@ from accounts.api.problems import reads_only
 from config import health
 from config.openapi import SchemaView
 from mailqueue import api as mailqueue_api
+from tasks.api import suppressions, templates
 
 handler400 = "accounts.api.problems.bad_request"
 handler404 = "accounts.api.problems.not_found"
@@ -28,6 +29,11 @@ urlpatterns = [
     path("api/v1/", include("accounts.api.urls")),
     path("api/v1/user/<int:pk>/smtp/test", mailqueue_api.SmtpTestView.as_view()),
     path("api/v1/task/", include("tasks.api.urls")),
+    path("api/v1/templates", templates.TemplatesView.as_view()),
+    path("api/v1/templates/<str:name>", templates.TemplateView.as_view()),
+    path("api/v1/templates/<str:name>/preview", templates.PreviewView.as_view()),
+    path("api/v1/suppressions", suppressions.SuppressionsView.as_view()),
+    path("api/v1/suppressions/<int:pk>", suppressions.SuppressionView.as_view()),
     # After everything: an unknown address answers problem+json, with DEBUG as without; but not where pages are.
     re_path(r"^(?!(?:admin|sandbox)(?:/|$)|static/)", problems.unknown_route),
 ]

@@ -6,6 +6,7 @@ from typing import Any, cast
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.urls import reverse
 from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.html import format_html
@@ -20,8 +21,10 @@ from tasks import submission
 from tasks.admin_queries import BoundedPaginator, ListedTasks, TaskChangeList
 from tasks.models import Attempt, Claim, MailTask, MailTaskQuerySet
 from tasks.states import CancelReason, Outcome, Status
+from tasks.suppressions import Suppression
 from tasks.waiting import explain
 
+SUPPRESSED_TOO = ", or for the list of suppressions"
 #: Longer mails are shown up to here, in characters.
 SHOWN = 100_000
 
@@ -213,7 +216,7 @@ class MailTaskAdmin(ReadOnly, ModelAdmin):
 
     @admin.action(description="Retry: send again now, with a fresh count", permissions=["operate"])
     def retry(self, request: HttpRequest, tasks: MailTaskQuerySet) -> None:
-        self._tell(request, "queued again", tasks.count(), submission.retry(tasks))
+        self._tell(request, "queued again", tasks.count(), submission.retry(tasks), SUPPRESSED_TOO)
 
     @admin.action(description="Cancel what waits", permissions=["operate"])
     def cancel(self, request: HttpRequest, tasks: MailTaskQuerySet) -> None:
@@ -225,13 +228,46 @@ class MailTaskAdmin(ReadOnly, ModelAdmin):
 
     @admin.action(description="Uncertain: send again", permissions=["operate"])
     def send_again(self, request: HttpRequest, tasks: MailTaskQuerySet) -> None:
-        self._tell(request, "queued again", tasks.count(), submission.send_again(tasks))
+        self._tell(request, "queued again", tasks.count(), submission.send_again(tasks), SUPPRESSED_TOO)
 
-    def _tell(self, request: HttpRequest, done: str, chosen: int, changed: int) -> None:
+    def _tell(self, request: HttpRequest, done: str, chosen: int, changed: int, or_else: str = "") -> None:
         text = f"{changed} of {chosen} {done}."
         if changed < chosen:
-            text += f" {chosen - changed} could not be, in the state they are in."
+            text += f" {chosen - changed} could not be, in the state they are in{or_else}."
         self.message_user(request, text, messages.SUCCESS if changed == chosen else messages.WARNING)
+
+
+@admin.register(Suppression)
+class SuppressionAdmin(ModelAdmin):
+    """To see whom mail does not go to any more, and to take them off. Owners put them on, or a relay's answer."""
+
+    list_display = ("address", "owner", "reason", "reply", "task", "created_at")
+    list_select_related = ("owner",)
+    list_filter = (("reason", ChoicesDropdownFilter),)
+    list_filter_sheet = True
+    list_per_page = 50
+    list_max_show_all = 0
+    fields = list_display
+    search_fields = ("address__exact",)
+    search_help_text = "The whole address, in small letters"
+    ordering = ("-id",)
+    sortable_by = ()
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    paginator = BoundedPaginator
+
+    def has_add_permission(self, *_: Any) -> bool:
+        return False
+
+    def has_change_permission(self, *_: Any) -> bool:
+        return False
+
+    @admin.display(description="mail")
+    def task(self, listed: Suppression) -> SafeString | str:
+        if listed.task_id is None:
+            return "—"
+        page = reverse("admin:tasks_mailtask_change", args=[listed.task_id])
+        return format_html('<a href="{}">{}</a>', page, listed.task_id)
 
 
 def _label(choice: Status | Outcome) -> SafeString:

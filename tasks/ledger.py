@@ -47,7 +47,8 @@ class Claimed(NamedTuple):
 class Settlement(NamedTuple):
     """What a worker writes about a claimed mail. `wait` is in seconds from now; None keeps `due_at`.
 
-    Without `outcome` no attempt is noted; with `give_back` the try is not used up; `is_lost` counts a worker's death.
+    Without `outcome` no attempt is noted; with `give_back` the try is not used up; `is_lost` counts a worker's death;
+    `suppress` puts the recipient on the owner's list of suppressions.
     """
 
     id: int
@@ -63,12 +64,15 @@ class Settlement(NamedTuple):
     reply: str = ""
     duration_ms: int = 0
     put_off: PutOff | None = None
+    suppress: bool = False
 
 
 def enter(
     task: MailTask, raw: bytes, *, tags: Sequence[str] = (), details: Mapping[str, Any] | None = None
 ) -> bool:
-    """Writes a new task and its content, and gives it its id. False if the owner's account is closed."""
+    """Writes a new task and its content, and gives it its id. False if the owner's account is closed.
+
+    To somebody on the owner's list of suppressions it is cancelled from the beginning."""
     parameters = {
         **vars(task),
         "raw": raw,
@@ -76,8 +80,11 @@ def enter(
         "details": json.dumps(details) if details else None,
     }
     rows = _run(statements.ENTER_TAGGED if tags else statements.ENTER, parameters)
-    if rows:
-        task.pk = rows[0][0]
+    for task_id, is_suppressed in rows:
+        task.pk = task_id
+        if is_suppressed:
+            task.status, task.cancel_reason = Status.CANCELLED, CancelReason.SUPPRESSED
+            task.has_failed, task.finished_at = True, task.created_at
     return bool(rows)
 
 
@@ -98,8 +105,11 @@ class Entry(NamedTuple):
     details: Mapping[str, Any]
 
 
-def enter_many(owner_id: int, sender: str, created_at: datetime, mails: Sequence[Entry]) -> list[int]:
-    """Writes new tasks of one owner in one statement; their ids, in order. None at all if the account is closed."""
+def enter_many(
+    owner_id: int, sender: str, created_at: datetime, mails: Sequence[Entry]
+) -> list[tuple[int, Status]]:
+    """Writes new tasks of one owner in one statement; their ids and states, in order: cancelled where the recipient
+    is on the owner's list of suppressions. None at all if the account is closed."""
     tags = [(mail, at, tag) for mail, one in enumerate(mails, 1) for at, tag in enumerate(one.tags, 1)]
     parameters = {
         "owner_id": owner_id,
@@ -121,7 +131,10 @@ def enter_many(owner_id: int, sender: str, created_at: datetime, mails: Sequence
         "tags": [tag for _, _, tag in tags],
     }
     rows = _run(statements.ENTER_MANY_TAGGED if tags else statements.ENTER_MANY, parameters)
-    return [row[0] for row in rows]
+    return [
+        (task_id, Status.CANCELLED if is_suppressed else mail.status)
+        for (task_id, is_suppressed), mail in zip(rows, mails, strict=False)
+    ]
 
 
 def claim(
@@ -172,10 +185,12 @@ def settle(settlements: Sequence[Settlement], worker: str) -> set[int]:
     for one in settlements:
         if one.status not in TRANSITIONS[Status.PROCESSING]:
             raise ValueError(f"A mail in process cannot become {one.status.label}.")
+    suppressed = [one.id for one in settlements if one.suppress]
     rows = _run(
-        statements.SETTLE,
+        statements.SETTLE_LISTING if suppressed else statements.SETTLE,
         {
             "worker": worker,
+            "suppressed": _array(suppressed),
             "ids": _array([one.id for one in settlements]),
             "tokens": f"{{{','.join([one.token.hex for one in settlements])}}}",
             "statuses": _array([one.status for one in settlements]),
@@ -280,7 +295,8 @@ def cancel(tasks: MailTaskQuerySet, reason: CancelReason) -> int:
 
 
 def requeue(tasks: MailTaskQuerySet) -> int:
-    """Sends again, now and with a fresh count, what failed, was cancelled or is uncertain; how many."""
+    """Sends again, now and with a fresh count, what failed, was cancelled or is uncertain, but to nobody on the list
+    of suppressions; how many."""
     return _run_for(statements.REQUEUE, tasks)
 
 

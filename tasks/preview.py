@@ -16,6 +16,8 @@ from accounts.models import SmtpAccount, User
 from accounts.relays import address_of
 from tasks import submission
 from tasks.models import MailTask
+from tasks.states import CancelReason, Status
+from tasks.suppressions import Suppression
 from tasks.waiting import Waiting, explain
 
 _FOLD = re.compile(r"\r?\n(?=[ \t])")
@@ -32,6 +34,8 @@ class Preview:
 def preview(owner: User, mail: submission.NewMail) -> Preview:
     """As `submission.submit` would have it, were it called now."""
     task, raw = submission.compose(owner, mail)
+    if Suppression.objects.owned_by(owner).of(task.recipient).exists():
+        task.status, task.cancel_reason = Status.CANCELLED, CancelReason.SUPPRESSED
     account = SmtpAccount.objects.get(owner=owner)
     return Preview(task, raw, account, explain(task, account, timezone.now()))
 
@@ -50,6 +54,7 @@ def describe(seen: Preview) -> dict[str, Any]:
         "route": _route(seen),
         "plan": {
             "status": seen.task.status,
+            "cancel_reason": seen.task.cancel_reason,
             "due_at": seen.task.due_at,
             "expires_at": seen.task.expires_at,
             "lane": seen.task.lane,

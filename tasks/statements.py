@@ -5,7 +5,8 @@ row is what claims, cancellations and retries compete for. All lock tasks_due fi
 tasks_claim.
 """
 
-from tasks.states import Lane, Status
+from tasks.states import CancelReason, Lane, Status
+from tasks.suppressions import Cause
 
 #: Mails up to this size (bytes) come with the claim. 200 with 10 MB of attachments each would fill the memory.
 LARGEST_AT_ONCE = 65_536
@@ -15,25 +16,31 @@ _UNSENT = f"({Status.FAILED:d}, {Status.CANCELLED:d})"
 _FINAL = f"({Status.SUCCESS:d}, {Status.CANCELLED:d})"
 
 # One statement, one commit, for one mail: the owner is looked at once more, for a token outlives a closed account
-# by some seconds.
-_ENTER = """
-WITH task AS (
+# by some seconds. A mail to somebody on the owner's list of suppressions comes to its end here, and never waits.
+_ENTER = f"""
+WITH listed AS MATERIALIZED (
+    SELECT EXISTS (SELECT 1 FROM tasks_suppression WHERE owner_id = %(owner_id)s::bigint
+        AND address = lower(%(recipient)s::text)) AS is_suppressed
+),
+task AS (
     INSERT INTO tasks_mailtask (owner_id, status, lane, try_count, max_tries, on_uncertain, lost_count, has_failed,
         is_uncertain, due_at, created_at, moved_at, scheduled_at, expires_at, sender, recipient, subject, message_id,
-        last_reply)
-    SELECT id, %(status)s::smallint, %(lane)s::smallint, 0, %(max_tries)s::smallint, %(on_uncertain)s::smallint, 0,
-        false, false, %(due_at)s::timestamptz, %(created_at)s::timestamptz, %(created_at)s,
-        %(scheduled_at)s::timestamptz, %(expires_at)s::timestamptz, %(sender)s::text, %(recipient)s::text,
-        %(subject)s::text, %(message_id)s::text, ''
-    FROM accounts_user WHERE id = %(owner_id)s::bigint AND is_active
-    RETURNING id, owner_id, lane, due_at, expires_at
+        last_reply, cancel_reason, finished_at)
+    SELECT id, CASE WHEN is_suppressed THEN {Status.CANCELLED:d} ELSE %(status)s::smallint END, %(lane)s::smallint, 0,
+        %(max_tries)s::smallint, %(on_uncertain)s::smallint, 0, is_suppressed, false, %(due_at)s::timestamptz,
+        %(created_at)s::timestamptz, %(created_at)s, %(scheduled_at)s::timestamptz, %(expires_at)s::timestamptz,
+        %(sender)s::text, %(recipient)s::text, %(subject)s::text, %(message_id)s::text, '',
+        CASE WHEN is_suppressed THEN {CancelReason.SUPPRESSED:d} END,
+        CASE WHEN is_suppressed THEN %(created_at)s::timestamptz END
+    FROM accounts_user, listed WHERE id = %(owner_id)s::bigint AND is_active
+    RETURNING id, owner_id, lane, due_at, expires_at, status
 ),
 waiting AS (
     INSERT INTO tasks_due (task_id, owner_id, lane, due_at, expires_at)
-    SELECT id, owner_id, lane, due_at, expires_at FROM task
-){tagged}
+    SELECT id, owner_id, lane, due_at, expires_at FROM task WHERE status <> {Status.CANCELLED:d}
+){{tagged}}
 INSERT INTO tasks_mailcontent (task_id, raw, details)
-SELECT id, %(raw)b, %(details)s::jsonb FROM task RETURNING task_id
+SELECT id, %(raw)b, %(details)s::jsonb FROM task RETURNING task_id, (SELECT is_suppressed FROM listed)
 """
 _TAGGED = """,
 tagged AS (
@@ -45,14 +52,21 @@ tagged AS (
 ENTER, ENTER_TAGGED = _ENTER.format(tagged=""), _ENTER.format(tagged=_TAGGED)
 
 # A batch: an array for each column. The ids are drawn first, so that each row is known by its place in the arrays.
-_ENTER_MANY = """
-WITH mail AS MATERIALIZED (
+# Suppressions are looked up mail by mail, and only for an owner who has any.
+_ENTER_MANY = f"""
+WITH listed AS MATERIALIZED (
+    SELECT EXISTS (SELECT 1 FROM tasks_suppression WHERE owner_id = %(owner_id)s::bigint) AS has_any
+),
+mail AS MATERIALIZED (
     SELECT nextval('tasks_mailtask_id_seq') AS id, owner.id AS owner_id,
-        greatest(given.scheduled_at, %(created_at)s::timestamptz) AS due_at, given.*
-    FROM accounts_user owner, unnest(%(statuses)s::smallint[], %(lanes)s::smallint[], %(max_tries)s::smallint[],
-        %(on_uncertain)s::smallint[], %(scheduled)s::timestamptz[], %(expire)s::timestamptz[],
-        %(recipients)b::text[], %(subjects)b::text[], %(message_ids)b::text[], %(raws)b::bytea[],
-        %(details)s::jsonb[])
+        greatest(given.scheduled_at, %(created_at)s::timestamptz) AS due_at,
+        CASE WHEN has_any THEN coalesce((SELECT true FROM tasks_suppression s
+            WHERE s.owner_id = owner.id AND s.address = lower(given.recipient)), false)
+        ELSE false END AS is_suppressed, given.*
+    FROM listed, accounts_user owner, unnest(%(statuses)s::smallint[], %(lanes)s::smallint[],
+        %(max_tries)s::smallint[], %(on_uncertain)s::smallint[], %(scheduled)s::timestamptz[],
+        %(expire)s::timestamptz[], %(recipients)b::text[], %(subjects)b::text[], %(message_ids)b::text[],
+        %(raws)b::bytea[], %(details)s::jsonb[])
     WITH ORDINALITY AS given(status, lane, max_tries, on_uncertain, scheduled_at, expires_at, recipient, subject,
         message_id, raw, details, place)
     WHERE owner.id = %(owner_id)s::bigint AND owner.is_active
@@ -60,18 +74,20 @@ WITH mail AS MATERIALIZED (
 task AS (
     INSERT INTO tasks_mailtask (id, owner_id, status, lane, try_count, max_tries, on_uncertain, lost_count,
         has_failed, is_uncertain, due_at, created_at, moved_at, scheduled_at, expires_at, sender, recipient, subject,
-        message_id, last_reply)
-    SELECT id, owner_id, status, lane, 0, max_tries, on_uncertain, 0, false, false, due_at,
-        %(created_at)s, %(created_at)s, scheduled_at, expires_at, %(sender)s::text, recipient, subject,
-        message_id, ''
+        message_id, last_reply, cancel_reason, finished_at)
+    SELECT id, owner_id, CASE WHEN is_suppressed THEN {Status.CANCELLED:d} ELSE status END, lane, 0, max_tries,
+        on_uncertain, 0, is_suppressed, false, due_at, %(created_at)s, %(created_at)s, scheduled_at, expires_at,
+        %(sender)s::text, recipient, subject, message_id, '',
+        CASE WHEN is_suppressed THEN {CancelReason.SUPPRESSED:d} END,
+        CASE WHEN is_suppressed THEN %(created_at)s::timestamptz END
     FROM mail
 ),
 waiting AS (
     INSERT INTO tasks_due (task_id, owner_id, lane, due_at, expires_at)
-    SELECT id, owner_id, lane, due_at, expires_at FROM mail
-){tagged},
+    SELECT id, owner_id, lane, due_at, expires_at FROM mail WHERE NOT is_suppressed
+){{tagged}},
 content AS (INSERT INTO tasks_mailcontent (task_id, raw, details) SELECT id, raw, details FROM mail)
-SELECT id FROM mail ORDER BY place
+SELECT id, is_suppressed FROM mail ORDER BY place
 """
 _MANY_TAGGED = """,
 tagged AS (
@@ -184,7 +200,7 @@ WHERE c.token = ANY(%(tokens)s::uuid[]) ORDER BY id
 """
 
 # `again` writes the tickets of what waits again; `emptied` and `lessened` keep count of what the claims still hold.
-SETTLE = f"""
+_SETTLE = f"""
 WITH verdict AS (
     SELECT * FROM unnest(%(ids)s::bigint[], %(tokens)s::uuid[], %(statuses)s::smallint[], %(returned)s::smallint[],
         %(lost)s::smallint[], %(waits)s::float8[], %(reasons)s::smallint[], %(outcomes)s::smallint[],
@@ -215,7 +231,7 @@ noted AS (
 again AS (
     INSERT INTO tasks_due (task_id, owner_id, lane, due_at, expires_at)
     SELECT id, owner_id, lane, due_at, expires_at FROM moved WHERE status IN {_WAITING}
-),
+){{listed}},
 done AS (SELECT token, count(*) AS mails FROM moved GROUP BY token),
 emptied AS (DELETE FROM tasks_claim c USING done WHERE c.token = done.token AND c.held <= done.mails),
 lessened AS (
@@ -223,6 +239,16 @@ lessened AS (
 )
 SELECT id FROM moved
 """
+# In one order, so that two workers that list the same addresses do not wait for each other.
+_LISTED = f""",
+listed AS (
+    INSERT INTO tasks_suppression (owner_id, address, reason, reply, task_id, created_at)
+    SELECT moved.owner_id, lower(t.recipient), {Cause.HARD_BOUNCE:d}, moved.reply, moved.id, now()
+    FROM moved JOIN tasks_mailtask t ON t.id = moved.id WHERE moved.id = ANY(%(suppressed)s::bigint[])
+    ORDER BY moved.owner_id, lower(t.recipient), moved.id ON CONFLICT (owner_id, address) DO NOTHING
+)"""
+#: Results among which none puts a recipient on the list do not plan for it.
+SETTLE, SETTLE_LISTING = _SETTLE.format(listed=""), _SETTLE.format(listed=_LISTED)
 
 RENEW = """
 UPDATE tasks_claim SET lease_until = now() + make_interval(secs => %(lease)s::float8)
@@ -258,8 +284,12 @@ RETURNING t.id
 """
 EXPIRED = "SELECT task_id FROM tasks_due WHERE expires_at <= now() ORDER BY expires_at LIMIT %(limit)s::int"
 
+# Nobody on the owner's list of suppressions is written to again.
 REQUEUE = f"""
-WITH chosen AS MATERIALIZED ({{chosen}}),
+WITH chosen AS MATERIALIZED (
+    SELECT t.id FROM tasks_mailtask t WHERE t.id IN ({{chosen}}) AND NOT EXISTS (
+        SELECT 1 FROM tasks_suppression s WHERE s.owner_id = t.owner_id AND s.address = lower(t.recipient))
+),
 taken AS (
     DELETE FROM tasks_due d USING chosen, tasks_mailtask t
     WHERE d.task_id = chosen.id AND t.id = chosen.id AND t.status = {Status.FAILED:d} RETURNING d.task_id

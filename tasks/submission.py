@@ -41,10 +41,19 @@ class NewMail:
     attachments: tuple[message.Attachment, ...] = ()
     tags: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    #: Name and version of the template that it was made from.
+    template: tuple[str, int] | None = None
 
     def details(self) -> dict[str, Any]:
         """What the API shows again, as far as given."""
-        if not (self.from_name or self.reply_to or self.headers or self.attachments or self.metadata):
+        if not (
+            self.from_name
+            or self.reply_to
+            or self.headers
+            or self.attachments
+            or self.metadata
+            or self.template
+        ):
             return {}
         given = {
             "from_name": self.from_name,
@@ -55,6 +64,7 @@ class NewMail:
                 for one in self.attachments
             ],
             "metadata": self.metadata,
+            "template": self.template and {"name": self.template[0], "version": self.template[1]},
         }
         return {name: value for name, value in given.items() if value}
 
@@ -69,7 +79,7 @@ class AccountClosedError(Exception):
 
 def submit(owner: User, mail: NewMail) -> MailTask:
     """Keeps the mail and rings. When this returns, or the transaction of a caller who has begun one is committed, the
-    mail will be sent."""
+    mail will be sent, unless its recipient is suppressed: then it is cancelled by now, and nobody is woken."""
     task, raw = _compose(owner, mail, _account(owner))
     if not ledger.enter(task, raw, tags=mail.tags, details=mail.details()):
         raise AccountClosedError
@@ -84,12 +94,12 @@ def submit_many(owner: User, mails: Sequence[NewMail]) -> list[tuple[int, Status
         return []
     now, sender = timezone.now(), wire_address(_account(owner).from_email)
     entries = [_entry(mail, sender, now) for mail in mails]
-    ids = ledger.enter_many(owner.pk, sender, now, entries)
-    if not ids:
+    kept = ledger.enter_many(owner.pk, sender, now, entries)
+    if not kept:
         raise AccountClosedError
-    if any(entry.status == Status.QUEUED for entry in entries):
+    if any(status == Status.QUEUED for _, status in kept):
         transaction.on_commit(doorbell.ring)
-    return [(pk, entry.status) for pk, entry in zip(ids, entries, strict=True)]
+    return kept
 
 
 def compose(owner: User, mail: NewMail) -> tuple[MailTask, bytes]:
@@ -179,7 +189,8 @@ def cancel(tasks: MailTaskQuerySet) -> int:
 
 
 def retry(tasks: MailTaskQuerySet) -> int:
-    """Sends those again that failed, were cancelled or are uncertain, with a fresh count; the number of them."""
+    """Sends those again that failed, were cancelled or are uncertain, with a fresh count, but to nobody who is
+    suppressed; the number of them."""
     changed = ledger.requeue(tasks)
     if changed:
         transaction.on_commit(doorbell.ring)

@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
+from mailqueue.delivery.magic import is_magic
 from mailqueue.delivery.replies import Answer, Meaning, Verdict
 from tasks.ledger import Claimed, Settlement
 from tasks.states import CancelReason, OnUncertain, Outcome, Status
@@ -41,6 +42,8 @@ def conclude(
         code=answer.code,
         reply=str(answer),
         duration_ms=duration_ms,
+        # A magic address is to be tried again and again.
+        suppress=verdict.suppress and not is_magic(mail.recipient),
     )
 
 

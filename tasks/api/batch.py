@@ -12,11 +12,13 @@ from rest_framework.views import APIView
 from accounts.api.parsing import BoundedJSONParser, refuse_unstorable
 from accounts.api.problems import describe, documented
 from accounts.api.throttling import EnqueueThrottle, within_quota
+from accounts.models import User
 from tasks import submission
 from tasks.api.once import ONCE, once
 from tasks.api.serializers import MOST_MESSAGES, BatchResultsSerializer, BatchSerializer, plain_mail
 from tasks.api.views import READER, open_account, owner_of
 from tasks.submission import NewMail
+from tasks.template_language import STEPS_A_CALL, Allowance
 
 A_BATCH = OpenApiExample(
     "Two mails",
@@ -77,10 +79,11 @@ class BatchView(APIView):
         return once(request, lambda: self._submit(request), status.HTTP_207_MULTI_STATUS)
 
     def _submit(self, request: Request) -> dict[str, Any]:
-        read = [_read(message) for message in _messages(request.data)]
+        owner, allowance = owner_of(request), Allowance(STEPS_A_CALL)
+        read = [_read(message, owner, allowance) for message in _messages(request.data)]
         mails = [each for each in read if isinstance(each, NewMail)]
-        with open_account(), within_quota(self, owner_of(request), len(mails)):
-            kept = iter(submission.submit_many(owner_of(request), mails))
+        with open_account(), within_quota(self, owner, len(mails)):
+            kept = iter(submission.submit_many(owner, mails))
         return {"results": [each if isinstance(each, dict) else _accepted(*next(kept)) for each in read]}
 
 
@@ -96,14 +99,14 @@ def _messages(data: Any) -> list[Any]:
     return given
 
 
-def _read(message: Any) -> NewMail | dict[str, Any]:
+def _read(message: Any, owner: User, allowance: Allowance) -> NewMail | dict[str, Any]:
     """A mail, or what is wrong with it."""
     try:
         if mail := plain_mail(message):
             return mail
         if isinstance(message, dict):
             refuse_unstorable(message)
-        return READER.mail(message)
+        return READER.mail(message, owner, allowance)
     except ValidationError as error:
         problem = describe(error)
         return {"error": {name: problem[name] for name in ("code", "detail", "errors")}}

@@ -7,19 +7,22 @@ from typing import Any
 from django.core.exceptions import ValidationError as DjangoValidationError
 from django.utils import timezone
 from drf_spectacular.extensions import OpenApiSerializerExtension
-from drf_spectacular.utils import extend_schema_field
+from drf_spectacular.utils import PolymorphicProxySerializer, extend_schema_field
 from rest_framework import serializers
 
 from accounts.addresses import LONGEST, checked_address
 from accounts.api.parsing import is_unicode, printable
 from accounts.api.problems import BadField
 from accounts.api.serializers import Flag, Text
-from accounts.models import Security
+from accounts.models import Security, User
 from tasks import headers
 from tasks.api.parts import LONGEST_TAG, Attachments, Headers, Mailbox, Metadata, Tags
+from tasks.api.template_fields import TemplateContext, TemplateName, filled_in
 from tasks.models import Attempt, MailTask
 from tasks.states import WAITING, CancelReason, Lane, OnUncertain, Outcome, Phase, Status
 from tasks.submission import NewMail
+from tasks.template_language import Allowance
+from tasks.templates import TemplateVersion
 from tasks.waiting import explain
 
 #: Messages of a batch.
@@ -120,9 +123,11 @@ class EnqueueSerializer(serializers.Serializer[NewMail]):
             )
         return attrs
 
-    def mail(self, data: Any) -> NewMail:
+    def mail(self, data: Any, owner: User, allowance: Allowance | None = None) -> NewMail:
         """What is asked for; ValidationError names every field that is wrong. What cannot be stored is not let in by
-        the parser, nor by whoever reads a batch."""
+        the parser, nor by whoever reads a batch, whose mails share an `allowance` for their templates."""
+        if isinstance(data, dict) and "template" in data:
+            return _FROM_TEMPLATE.rendered_mail(data, owner, allowance or Allowance())
         return plain_mail(data) or self._any_mail(data)
 
     def _any_mail(self, data: Any) -> NewMail:
@@ -134,6 +139,43 @@ class EnqueueSerializer(serializers.Serializer[NewMail]):
             **asked,
         )
 
+
+class TemplatedMailSerializer(EnqueueSerializer):
+    """A mail made from a template: its subject and its texts are the template's."""
+
+    subject = body = html_body = None  # type: ignore[assignment]
+    template = TemplateName(help_text="the name of one of your templates, whose newest version is taken")
+    context = TemplateContext(  # type: ignore[assignment]
+        required=False, help_text="what the template is filled in with"
+    )
+
+    def to_internal_value(self, data: Any) -> Any:
+        both = [name for name in ("subject", "body", "html_body") if name in data]
+        if both:
+            complaint = "The template brings it; give one of the two."
+            raise serializers.ValidationError({name: [complaint] for name in both}, "not_with_template")
+        return super().to_internal_value(data)
+
+    def rendered_mail(self, data: Any, owner: User, allowance: Allowance) -> NewMail:
+        asked = self.run_validation(data)
+        name, context = asked.pop("template"), asked.pop("context", {})
+        found = TemplateVersion.objects.newest(owner, name)
+        if found is None:
+            raise serializers.ValidationError(
+                {"template": ["There is no such template."]}, "unknown_template"
+            )
+        parts = filled_in(found, context, allowance)
+        return NewMail(
+            recipient=asked.pop("recipient_email"),
+            subject=parts.subject,
+            text=parts.text,
+            html=parts.html,
+            template=(name, found.number),
+            **asked,
+        )
+
+
+_FROM_TEMPLATE = TemplatedMailSerializer()
 
 #: Some addresses of which MailAddress would say the same, their domain apart.
 _PLAIN_ADDRESS = re.compile(
@@ -179,10 +221,25 @@ class ResolveSerializer(serializers.Serializer[Any]):
     )
 
 
+#: For the schema: one or the other.
+ANY_MAIL = PolymorphicProxySerializer(
+    "AnyMail", [EnqueueSerializer, TemplatedMailSerializer], resource_type_field_name=None
+)
+
+
+@extend_schema_field(
+    PolymorphicProxySerializer(
+        "AnyMail", [EnqueueSerializer, TemplatedMailSerializer], resource_type_field_name=None, many=True
+    )
+)
+class Messages(serializers.ListField):
+    """Read one by one, by whoever takes the batch."""
+
+
 class BatchSerializer(serializers.Serializer[Any]):
     """For the schema: each message is read by itself, so that a bad one does not spoil the others."""
 
-    messages = serializers.ListField(child=EnqueueSerializer(), min_length=1, max_length=MOST_MESSAGES)
+    messages = Messages(child=EnqueueSerializer(), min_length=1, max_length=MOST_MESSAGES)
 
 
 class AcceptedSerializer(serializers.Serializer[MailTask]):
@@ -239,6 +296,7 @@ class RouteSerializer(serializers.Serializer[Any]):
 
 class PlanSerializer(serializers.Serializer[Any]):
     status = Word(Status)
+    cancel_reason = Word(CancelReason, allow_null=True, help_text="where it would not be sent at all")
     due_at = serializers.DateTimeField(help_text="a worker may take it from then on")
     expires_at = serializers.DateTimeField(allow_null=True)
     lane = Word(Lane)
@@ -329,6 +387,11 @@ class AttachedSerializer(serializers.Serializer[Any]):
     size = serializers.IntegerField(help_text="bytes")
 
 
+class UsedTemplateSerializer(serializers.Serializer[Any]):
+    name = serializers.CharField()
+    version = serializers.IntegerField()
+
+
 class TaskDetailSerializer(TaskSerializer):
     """Everything about a task."""
 
@@ -342,6 +405,9 @@ class TaskDetailSerializer(TaskSerializer):
     )
     attachments = AttachedSerializer(source="details.attachments", many=True, read_only=True, default=list)
     metadata = serializers.DictField(source="details.metadata", read_only=True, default=dict)
+    template = UsedTemplateSerializer(
+        source="details.template", read_only=True, allow_null=True, default=None, help_text="it was made from"
+    )
     attempts = AttemptSerializer(many=True)
 
 

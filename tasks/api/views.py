@@ -25,6 +25,7 @@ from tasks.api.examples import A_DRY_RUN, A_LISTED_TASK, A_WHOLE_TASK, AN_ANSWER
 from tasks.api.filters import Stretches, narrowed, picked
 from tasks.api.once import ONCE, once, refuse_bad_key
 from tasks.api.serializers import (
+    ANY_MAIL,
     AcceptedSerializer,
     DryRunSerializer,
     EnqueueSerializer,
@@ -37,6 +38,7 @@ from tasks.api.serializers import (
 from tasks.models import MailTask, MailTaskQuerySet
 from tasks.preview import describe, preview
 from tasks.states import Status
+from tasks.suppressions import Suppression
 
 A_MAIL = OpenApiExample(
     "A mail",
@@ -64,6 +66,11 @@ A_FULL_MAIL = OpenApiExample(
         "metadata": {"invoice": 4711},
         "scheduled_at": "2030-01-31T09:30:00Z",
     },
+    request_only=True,
+)
+A_TEMPLATED_MAIL = OpenApiExample(
+    "From a template",
+    {"recipient_email": "jane@example.com", "template": "welcome", "context": {"name": "Jane"}},
     request_only=True,
 )
 LOCATION = OpenApiParameter("Location", OpenApiTypes.URI, OpenApiParameter.HEADER, response=[202])
@@ -137,24 +144,25 @@ class EnqueueView(APIView):
 
     @extend_schema(
         operation_id="enqueue",
-        request=EnqueueSerializer,
+        request=ANY_MAIL,
         responses={200: DryRunSerializer, 202: AcceptedSerializer} | documented(400, 401, 409, 413, 415, 422),
         parameters=[LOCATION, DRY_RUN, *ONCE],
-        examples=[A_MAIL, A_FULL_MAIL, AN_ANSWER, A_DRY_RUN],
+        examples=[A_MAIL, A_FULL_MAIL, A_TEMPLATED_MAIL, AN_ANSWER, A_DRY_RUN],
         tags=["tasks"],
     )
     def post(self, request: Request) -> Response:
-        """Hands over a mail. With the 202 it is committed, and will be sent."""
+        """Hands over a mail. With the 202 it is committed, and will be sent; to somebody on your list of suppressions
+        it is cancelled at once."""
         if "dry_run" in request.query_params and _is_dry_run(request.query_params["dry_run"]):
             refuse_bad_key(request)
-            seen = preview(owner_of(request), READER.mail(request.data))
+            seen = preview(owner_of(request), READER.mail(request.data, owner_of(request)))
             return Response(DryRunSerializer(describe(seen)).data)
         answer = once(request, lambda: self._submit(request), status.HTTP_202_ACCEPTED)
         answer["Location"] = request.build_absolute_uri(reverse("task", args=[answer.data["task_id"]]))
         return answer
 
     def _submit(self, request: Request) -> dict[str, Any]:
-        mail = READER.mail(request.data)
+        mail = READER.mail(request.data, owner_of(request))
         with open_account(), within_quota(self, owner_of(request), 1):
             return ACCEPTED.to_representation(submission.submit(owner_of(request), mail))
 
@@ -260,6 +268,19 @@ class TaskView(APIView):
         return in_full(request, pk)
 
 
+def _refuse_suppressed(request: Request, task: MailTask) -> None:
+    """409 if it is the list of suppressions that keeps this mail from being sent again."""
+    if task.status in NOT_RETRYABLE:
+        return
+    listed = Suppression.objects.owned_by(owner_of(request)).of(task.recipient).first()
+    if listed:
+        raise Conflict(
+            f"{task.recipient} is on your list of suppressions; take it off first: "
+            f"DELETE /api/v1/suppressions/{listed.pk}.",
+            "suppressed",
+        )
+
+
 class CancelView(APIView):
     scopes = {"POST": "manage"}
 
@@ -289,9 +310,11 @@ class RetryView(APIView):
         tags=["tasks"],
     )
     def post(self, request: Request, pk: int) -> Response:
-        """Sends a failed, cancelled or uncertain task again, at once and with a fresh count."""
+        """Sends a failed, cancelled or uncertain task again, at once and with a fresh count; not to somebody on your
+        list of suppressions."""
         if not submission.retry(own_tasks(request).filter(pk=pk)):
             task = get_object_or_404(own_tasks(request), pk=pk)
+            _refuse_suppressed(request, task)
             raise Conflict(NOT_RETRYABLE.get(task.status, CHANGED), "not_retryable")
         return in_full(request, pk)
 
@@ -313,5 +336,7 @@ class ResolveView(APIView):
         verb = {"accept": submission.accept, "retry": submission.send_again}[asked.validated_data["action"]]
         if not verb(own_tasks(request).filter(pk=pk)):
             task = get_object_or_404(own_tasks(request), pk=pk)
+            if task.status == Status.UNCERTAIN:
+                _refuse_suppressed(request, task)
             raise Conflict(NOT_UNCERTAIN.get(task.status, CHANGED), "not_uncertain")
         return in_full(request, pk)

@@ -146,6 +146,7 @@ def test_the_plan_says_when_and_how_often(api: APIClient, settings: Any) -> None
     assert plan.pop("waiting")["reason"] == "scheduled"
     assert plan == {
         "status": "scheduled",
+        "cancel_reason": None,
         "due_at": later.isoformat().replace("+00:00", "Z"),
         "expires_at": end.isoformat().replace("+00:00", "Z"),
         "lane": "bulk",

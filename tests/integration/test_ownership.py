@@ -11,6 +11,8 @@ from accounts.keys import ApiKey, Scope
 from accounts.models import SmtpAccount, User
 from tasks.models import MailTask
 from tasks.states import Status
+from tasks.suppressions import Suppression
+from tasks.templates import MailTemplate, make
 from tests.factories import MailFactory, UserFactory, client_of
 from tests.routes import calls
 
@@ -37,16 +39,28 @@ def with_key(user: User) -> APIClient:
 
 @pytest.fixture
 def task() -> MailTask:
-    """Somebody's mail; they have a key too."""
+    """Somebody's mail; they have a row in each other list too."""
     mail = MailFactory()
-    ApiKey.mint(mail.owner, "mine", ["read"])
+    fill_lists(mail.owner)
     return mail
+
+
+def fill_lists(owner: User) -> None:
+    ApiKey.mint(owner, "mine", ["read"])
+    Suppression.objects.add(owner, "gone@example.com")
+    make(owner, "mine", {"subject": "x", "body": "x"})
 
 
 def address_of(task: MailTask, address: str) -> str:
     if "/1" not in address:
         return address
-    pk = {"user": task.owner.pk, "task": task.pk, "keys": ApiKey.objects.get(owner=task.owner).pk}
+    pk = {
+        "user": task.owner.pk,
+        "task": task.pk,
+        "keys": ApiKey.objects.get(owner=task.owner).pk,
+        "templates": "mine",
+        "suppressions": Suppression.objects.get(owner=task.owner).pk,
+    }
     return address.replace("/1", f"/{pk[address.split('/')[3]]}")
 
 
@@ -57,6 +71,7 @@ def call(client: APIClient, method: str, address: str):
 def rows(owner: User) -> str:
     of = [User.objects.filter(pk=owner.pk), SmtpAccount.objects.filter(owner=owner)]
     of += [MailTask.objects.filter(owner=owner), ApiKey.objects.filter(owner=owner)]
+    of += [Suppression.objects.filter(owner=owner), MailTemplate.objects.filter(owner=owner)]
     return "".join(dumps.serialize("json", each) for each in of)
 
 
@@ -97,7 +112,7 @@ def test_the_owner_gets_in(task, method, address):
 )
 def test_lists_show_ones_own(address, who):
     mail = MailFactory(status=Status.FAILED)  # which is in every list
-    ApiKey.mint(mail.owner, "mine", ["read"])
+    fill_lists(mail.owner)
     other = CLIENTS[who]()
     own = len(ApiKey.objects.exclude(owner=mail.owner)) if "keys" in address else 0
     assert len(other.get(address).json()["results"]) == own
