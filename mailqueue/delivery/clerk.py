@@ -27,7 +27,7 @@ class Clerk:
         self._journal = journal
         #: What the next claim holds its mails under; a claim that finds nothing leaves it to the one after.
         self._token = uuid.uuid4()
-        #: Of claims whose answer was lost: the database may have committed them all the same.
+        #: Of claims that came to nothing here, while the database may have committed them.
         self._doubtful: list[uuid.UUID] = []
 
     def claim(
@@ -36,46 +36,41 @@ class Clerk:
         """The mails that may go now, their owners' routes, and after how many seconds an account opens that is at
         its limit. What may not go is back in the ledger, its account closed first so that nobody claims it again at
         once."""
-        claimed = self._claim_noted(limit, lease_seconds, rooms, after)
-        if not claimed:
-            return [], {}, limits.next_opening()
-        accounts = accounts_of(mail.owner_id for mail in claimed)
-        admission = limits.admit(claimed, accounts)
-        limits.close_accounts(admission.closed)
-        if admission.put_off:
-            ledger.settle(admission.put_off, self._worker)
-        if not admission.admitted:
-            self._journal.released(claimed[0].token)
-        owners = {mail.owner_id for mail in admission.admitted}
-        found = {owner_id: route(accounts[owner_id]) for owner_id in owners}
-        return admission.admitted, found, min(admission.closed.values(), default=None)
-
-    def _claim_noted(
-        self, limit: int, lease_seconds: float, rooms: dict[int, tuple[int, int]], after: int
-    ) -> list[Claimed]:
-        """The token is in the journal before the claim: no mail is ever held under one that no journal knows."""
         self._put_back_doubtful()
+        # The token is in the journal before the claim: no mail is ever held under one that no journal knows.
         self._journal.claimed(self._token)
         try:
             claimed = ledger.claim(
                 limit, lease_seconds, token=self._token, room=FIRST_HAND, rooms=rooms, after=after
             )
-        except (OperationalError, InterfaceError):
+            if not claimed:
+                return [], {}, limits.next_opening()
+            admitted, found, opens_in = self._admit(claimed)
+        except BaseException:
+            # Before the answer or after it: nobody will send what the database may hold under this token.
             self._doubtful.append(self._token)
             self._token = uuid.uuid4()
             raise
-        except BaseException:
-            self.release()
-            raise
-        if claimed:
-            self._token = uuid.uuid4()
-        return claimed
+        if not admitted:
+            self._journal.released(self._token)
+        self._token = uuid.uuid4()
+        return admitted, found, opens_in
+
+    def _admit(self, claimed: list[Claimed]) -> tuple[list[Claimed], dict[int, Route], float | None]:
+        accounts = accounts_of(mail.owner_id for mail in claimed)
+        admission = limits.admit(claimed, accounts)
+        limits.close_accounts(admission.closed)
+        if admission.put_off:
+            ledger.settle(admission.put_off, self._worker)
+        owners = {mail.owner_id for mail in admission.admitted}
+        found = {owner_id: route(accounts[owner_id]) for owner_id in owners}
+        return admission.admitted, found, min(admission.closed.values(), default=None)
 
     def _put_back_doubtful(self) -> None:
         """What is held under them nobody sends, and it need not wait for its lease."""
         if not self._doubtful:
             return
-        why = "The database was away when it was claimed."
+        why = "Its worker was interrupted when it had claimed it."
         unsent = [ledger.put_back(mail, why) for mail in ledger.held(self._doubtful)]
         if unsent:
             ledger.settle(unsent, self._worker)

@@ -14,7 +14,7 @@ from django.db import OperationalError, connection
 from django.utils import timezone
 
 from accounts.models import AccountState, Security, SmtpAccount, User
-from mailqueue.delivery import handshake, smtp
+from mailqueue.delivery import clerk, handshake, smtp
 from mailqueue.delivery.clerk import Clerk
 from mailqueue.delivery.courier import Courier
 from mailqueue.delivery.hand import FIRST_HAND, Report
@@ -896,11 +896,26 @@ def claim_whose_answer_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger, "claim", claim)
 
 
-def test_a_claim_whose_answer_was_lost_does_not_wait_for_its_lease(
-    relay: Relay, courier: Courier, monkeypatch: pytest.MonkeyPatch
+def claim_that_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection breaks when it has been answered and the accounts are looked up; then it is there again."""
+    really = clerk.accounts_of
+
+    def accounts_of(owner_ids: Any) -> Any:
+        monkeypatch.setattr(clerk, "accounts_of", really)
+        raise OperationalError("server closed the connection unexpectedly")
+
+    monkeypatch.setattr(clerk, "accounts_of", accounts_of)
+
+
+@pytest.mark.parametrize("breaks", [claim_whose_answer_is_lost, claim_that_is_interrupted])
+def test_a_claim_that_breaks_off_does_not_wait_for_its_lease(
+    relay: Relay,
+    courier: Courier,
+    monkeypatch: pytest.MonkeyPatch,
+    breaks: Callable[[pytest.MonkeyPatch], None],
 ) -> None:
     mails = [mail_for(relay, sending_user(relay.port)) for _ in range(3)]
-    claim_whose_answer_is_lost(monkeypatch)
+    breaks(monkeypatch)
     assert courier.drain(LONG) == Report(claimed=3, sent=3)
     assert [(now_as(mail).try_count, mail.lost_count, len(words(mail))) for mail in mails] == [(1, 0, 1)] * 3
     assert len(relay.accepted) == 3
