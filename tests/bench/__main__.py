@@ -24,6 +24,7 @@ from tests.bench.others import PEERS
 from tests.bench.ours import OURS, Drain
 from tests.bench.process import NotMeasuredError
 from tests.bench.secured import SECURED
+from tests.bench.singles import SINGLES
 from tests.bench.slow import SLOW
 from tests.bench.times import TIMES
 
@@ -31,6 +32,7 @@ ROWS: list[Row] = [
     *LIMITS,
     *PEERS,
     *OURS,
+    *SINGLES,
     *BATCHES,
     *SECURED,
     *SLOW,

@@ -3,7 +3,7 @@
 import http.client
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.bench.ground import BODY
@@ -41,13 +41,19 @@ def log_in(port: int) -> str:
     return str(Client(port).post("/api/v1/login", {"email": EMAIL, "password": PASSWORD}, 200)["token"])
 
 
-def enqueue_all(port: int, token: str, mails: int, connections: int) -> float:
+def enqueue_all(
+    port: int,
+    token: str,
+    mails: int,
+    connections: int,
+    hand_over: Callable[[Client, int], object] = Client.enqueue,
+) -> float:
     """Seconds that it takes to hand over so many mails on so many kept connections at once."""
     numbers = iter(range(mails))  # shared: whoever is free takes the next one
 
     def work(client: Client, mine: Iterator[int]) -> None:
         for number in mine:
-            client.enqueue(number)
+            hand_over(client, number)
 
     began = time.perf_counter()
     with ThreadPoolExecutor(connections) as pool:

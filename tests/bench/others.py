@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.bench.ground import BODY, Figures, Ground
 from tests.bench.process import NotMeasuredError, run, running
-from tests.bench.sink import Sink, smtp_sink
+from tests.bench.sink import smtp_sink
 
 PROJECT = Path(__file__).parent / "peers"
 REQUIREMENTS = PROJECT / "requirements.txt"
@@ -14,7 +14,7 @@ VENV = Path(".local/bench-venv").absolute()
 PYTHON = VENV / "bin" / "python"
 
 
-def _install() -> None:
+def install() -> None:
     """The pinned peers, once; again when their list has changed."""
     installed = VENV / "requirements.txt"
     if installed.exists() and installed.read_text() == REQUIREMENTS.read_text():
@@ -44,10 +44,10 @@ class Peer:
         self.keep_connections = keep_connections
 
     def measure(self, ground: Ground) -> Figures:
-        _install()
+        install()
         mails = ground.scaled(self.mails)
         with smtp_sink(ground.scratch) as sink:
-            env = self._environment(ground, sink)
+            env = environment(ground, sink.port, keep_connections=self.keep_connections)
             run([PYTHON, "-m", "django", "migrate", "--run-syncdb", "-v0"], env=env, cwd=PROJECT)
             run([PYTHON, "fill.py", self.queue, str(mails)], env=env, cwd=PROJECT, given=BODY)
             ground.settle(env["BENCH_DATABASE_URL"])
@@ -57,17 +57,19 @@ class Peer:
             ) as sender:
                 return {"mails/s": sink.watch(mails, sender).rate}
 
-    def _environment(self, ground: Ground, sink: Sink) -> dict[str, str]:
-        return {
-            "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(PROJECT),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "DJANGO_SETTINGS_MODULE": "settings",
-            "BENCH_DATABASE_URL": ground.fresh_database("bench_peer"),
-            "BENCH_REDIS_URL": ground.redis_database(1),
-            "BENCH_SMTP_PORT": str(sink.port),
-            "BENCH_DB_REUSE": "1" if self.keep_connections else "0",
-        }
+
+def environment(ground: Ground, smtp_port: int, *, keep_connections: bool) -> dict[str, str]:
+    """Of the peers' project, with an empty database."""
+    return {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(PROJECT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "DJANGO_SETTINGS_MODULE": "settings",
+        "BENCH_DATABASE_URL": ground.fresh_database("bench_peer"),
+        "BENCH_REDIS_URL": ground.redis_database(1),
+        "BENCH_SMTP_PORT": str(smtp_port),
+        "BENCH_DB_REUSE": "1" if keep_connections else "0",
+    }
 
 
 _CELERY = ["celery", "-A", "plain.tasks", "worker", "--concurrency", "2", "--loglevel", "warning"]

@@ -69,6 +69,7 @@ TARGETS = [
     Target(
         "delivery / Celery task per mail, database connections kept", "ours", "mails/s", 25, 45, "celery-kept"
     ),
+    Target("single enqueue / a stock DRF view with delay()", "enqueue", "requests/s", 1.8, 3, "stock-view"),
     Target("batches of 1,000 / INSERT of 100 rows", "batches", "messages/s", 0.4, 0.7, "limit-insert"),
     Target("delivery over STARTTLS + AUTH / same without", "ours-tls", "mails/s", 0.70, 0.85, "ours-clear"),
     Target("20 mails/s: enqueue to accepted, p50 ms", "latency", "p50 ms", 8, 4),

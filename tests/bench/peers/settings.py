@@ -7,7 +7,7 @@ import dj_database_url
 SECRET_KEY = "benchmark"
 USE_TZ = True
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-INSTALLED_APPS = ["django.contrib.contenttypes", "post_office", "mailer", "plain"]
+INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth", "post_office", "mailer", "plain"]
 TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates"}]
 LOGGING_CONFIG = None  # the cheapest logging is none
 KEEP_DATABASE_CONNECTIONS = os.environ.get("BENCH_DB_REUSE") == "1"
@@ -33,3 +33,11 @@ MAILER_USE_FILE_LOCK = False
 CELERY_BROKER_URL = os.environ["BENCH_REDIS_URL"]
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+
+# The web of the plain peer.
+ROOT_URLCONF = "plain.api"
+ALLOWED_HOSTS = ["127.0.0.1"]
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["rest_framework_simplejwt.authentication.JWTAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+}
