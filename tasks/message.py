@@ -6,8 +6,8 @@ How headers are written is in tasks/headers.py.
 """
 
 import base64
+import os
 import re
-import secrets
 import time
 import uuid
 from binascii import b2a_base64
@@ -37,7 +37,7 @@ class Attachment:
 def new_message_id(sender: str) -> str:
     """One for the mail's whole life, whatever happens to it. Begins with its time, see made_at."""
     milliseconds = time.time_ns() // 1_000_000
-    return f"<{milliseconds:012x}{secrets.token_hex(10)}@{sender.rpartition('@')[2]}>"
+    return f"<{milliseconds:012x}{os.urandom(10).hex()}@{sender.rpartition('@')[2]}>"
 
 
 def made_at(message_id: str) -> datetime | None:

@@ -2,8 +2,8 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from django.conf import settings
@@ -21,8 +21,7 @@ from tasks.states import CancelReason, Lane, OnUncertain, Status
 BITE, BULK_SECONDS = 1_000, 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class NewMail:
+class NewMail(NamedTuple):
     """One mail as it was asked for, its values checked by the serializer. Times are aware; `max_tries` None means
     the service's; `reply_to` is name and address."""
 
@@ -37,10 +36,10 @@ class NewMail:
     on_uncertain: OnUncertain = OnUncertain.RETRY
     from_name: str = ""
     reply_to: tuple[str, str] | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = MappingProxyType({})
     attachments: tuple[message.Attachment, ...] = ()
     tags: tuple[str, ...] = ()
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = MappingProxyType({})
     #: Name and version of the template that it was made from.
     template: tuple[str, int] | None = None
 

@@ -193,7 +193,7 @@ def plain_mail(data: Any) -> NewMail | None:
     recipient, subject, text, html = (
         data["recipient_email"], data["subject"], data["body"], data.get("html_body", ""),
     )  # fmt: skip
-    if not all(isinstance(each, str) for each in (recipient, subject, text, html)):
+    if not (type(recipient) is type(subject) is type(text) is type(html) is str):
         return None
     address = _PLAIN_ADDRESS.fullmatch(recipient)
     if not address or len(recipient) > LONGEST or not _is_domain(address["domain"]):
