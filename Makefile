@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check bench chaos lock
+.PHONY: help run demo loadtest test check bench chaos lock
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -17,6 +17,9 @@ run: .venv/installed ## start everything in the foreground: PostgreSQL, Redis, w
 
 demo: .venv/installed ## send 1,000 mails into the sandbox inbox and show the rate (COUNT=1000)
 	@exec $(VENV) -m mailqueue.embedded demo $(if $(COUNT),--count $(COUNT))
+
+loadtest: .venv/installed ## put load on the running stack and sum up (ARGS="--count 5000 --rate 100 --owners 3 --lanes otp=1,bulk=9")
+	@exec $(VENV) -m mailqueue.embedded exec -- $(VENV) manage.py loadtest $(ARGS)
 
 test: .venv/installed-dev ## the whole test suite, on real PostgreSQL and Redis (ARGS= for pytest)
 	@exec $(VENV) -m pytest $(ARGS)
