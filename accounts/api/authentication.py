@@ -5,6 +5,7 @@ still puts a closed account or a revoked key out within that time. A refusal is 
 so new tokens and keys work at once.
 """
 
+import re
 import time
 from functools import lru_cache
 from typing import Any, Self
@@ -27,6 +28,8 @@ KEEP_SECONDS = 5.0
 KEEP_USERS = 10_000
 KEEP_TOKENS = 1_000  # about 2 KB each
 CHALLENGE = 'Bearer realm="api"'
+#: As the library makes them (uuid4).
+_OWN_ID = re.compile(r"[0-9a-f]{32}")
 
 _kept: dict[int, tuple[float, User]] = {}
 _kept_keys: dict[str, tuple[float, ApiKey]] = {}  # by digest: the keys themselves are kept nowhere
@@ -149,7 +152,11 @@ def _recall(token: Token) -> User | None:
 
 
 def _user_id(token: Token) -> int:
-    return int(token.get(api_settings.USER_ID_CLAIM) or 0)
+    """0, which nobody has, where the token names nobody: others may sign with the same key."""
+    try:
+        return int(token.get(api_settings.USER_ID_CLAIM) or 0)
+    except (TypeError, ValueError, OverflowError):
+        return 0
 
 
 def _fits(token: Token, user: User) -> bool:
@@ -166,6 +173,12 @@ class SingleUseToken(RefreshToken):
     def for_user(cls, user: User) -> Self:  # type: ignore[override]
         # Past the mixin of the library, which would store the whole token.
         return super(BlacklistMixin, cls).for_user(user)
+
+    def check_blacklist(self) -> None:
+        """Also that there is something to note: the library takes the id for granted."""
+        if not _OWN_ID.fullmatch(str(self.payload.get(api_settings.JTI_CLAIM))):
+            raise TokenError("The token has no id of ours.")
+        super().check_blacklist()
 
     def use(self) -> bool:
         """True for exactly one caller: a unique key of the database decides who is first."""
