@@ -8,7 +8,7 @@ so new tokens and keys work at once.
 import re
 import time
 from functools import lru_cache
-from typing import Any, Self
+from typing import Self
 
 import structlog
 from django.db.models import QuerySet
@@ -18,8 +18,9 @@ from rest_framework.request import Request
 from rest_framework_simplejwt.authentication import JWTAuthentication
 from rest_framework_simplejwt.exceptions import InvalidToken, TokenError
 from rest_framework_simplejwt.settings import api_settings
+from rest_framework_simplejwt.token_blacklist.models import BlacklistedToken, OutstandingToken
 from rest_framework_simplejwt.tokens import BlacklistMixin, RefreshToken, Token
-from rest_framework_simplejwt.utils import aware_utcnow, get_md5_hash_password
+from rest_framework_simplejwt.utils import aware_utcnow, datetime_from_epoch, get_md5_hash_password
 
 from accounts.keys import MARK, ApiKey, digest_of
 from accounts.models import User
@@ -181,6 +182,15 @@ class SingleUseToken(RefreshToken):
         super().check_blacklist()
 
     def use(self) -> bool:
-        """True for exactly one caller: a unique key of the database decides who is first."""
-        noted: Any = self.blacklist()
-        return bool(noted[1])
+        """True for exactly one caller: a unique key of the database decides who is first. Its id is noted; the
+        library would keep the token too, which is somebody's though it is used up.
+        """
+        noted, _ = OutstandingToken.objects.get_or_create(
+            jti=self[api_settings.JTI_CLAIM],
+            defaults={
+                "user_id": _user_id(self),
+                "created_at": self.current_time,
+                "expires_at": datetime_from_epoch(self["exp"]),
+            },
+        )
+        return BlacklistedToken.objects.get_or_create(token=noted)[1]
