@@ -32,6 +32,9 @@ def checked_address(text: str, *, international: bool = False) -> str:
     # Django's rule ignores case, so letters such as U+017F pass for ASCII there: ASCII is looked at by itself.
     if not local.isascii() and not (international and _is_plain(local)):
         raise _no_address()
+    # It lets control characters into quotes too, which RFC 5321 (4.1.2) does not: some readers end a line at them.
+    if not local.isprintable():
+        raise _no_address()
     try:
         validate_email(_NOT_ASCII.sub("x", local) + at + domain)
     except ValidationError as error:

@@ -8,7 +8,9 @@ from kombu.transport.redis import Channel
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 
 app = Celery("mailqueue")
-app.config_from_object("django.conf:settings", namespace="CELERY")
+# Its own settings and no others: workers tell theirs to whoever inspects them, over Redis, and Flower shows them. By
+# Celery's own names, for only by those does it know that the broker's address has a password in it.
+app.config_from_object("config.settings:CELERY")
 # Celery's Django fixup closes the database connection around every task unless told otherwise
 # (342 against 152 mails/s); it reads this name from the app's own configuration only.
 app.conf.CELERY_DB_REUSE_MAX = 1_000_000

@@ -291,3 +291,9 @@ CELERY_BEAT_SCHEDULE = {
     },
     "prune what is old": {"task": "mailqueue.prune", "schedule": 86_400.0},
 }
+#: What Celery is given (config/celery.py).
+CELERY = {
+    name.removeprefix("CELERY_").lower(): value
+    for name, value in dict(globals()).items()
+    if name.startswith("CELERY_")
+}

@@ -5,9 +5,10 @@ still puts a closed account or a revoked key out within that time. A refusal is 
 so new tokens and keys work at once.
 """
 
+import re
 import time
 from functools import lru_cache
-from typing import Any, Self
+from typing import Self
 
 import structlog
 from django.db.models import QuerySet
@@ -17,8 +18,9 @@ from rest_framework.request import Request
 from rest_framework_simplejwt.authentication import JWTAuthentication
 from rest_framework_simplejwt.exceptions import InvalidToken, TokenError
 from rest_framework_simplejwt.settings import api_settings
+from rest_framework_simplejwt.token_blacklist.models import BlacklistedToken, OutstandingToken
 from rest_framework_simplejwt.tokens import BlacklistMixin, RefreshToken, Token
-from rest_framework_simplejwt.utils import aware_utcnow, get_md5_hash_password
+from rest_framework_simplejwt.utils import aware_utcnow, datetime_from_epoch, get_md5_hash_password
 
 from accounts.keys import MARK, ApiKey, digest_of
 from accounts.models import User
@@ -27,6 +29,8 @@ KEEP_SECONDS = 5.0
 KEEP_USERS = 10_000
 KEEP_TOKENS = 1_000  # about 2 KB each
 CHALLENGE = 'Bearer realm="api"'
+#: As the library makes them (uuid4).
+_OWN_ID = re.compile(r"[0-9a-f]{32}")
 
 _kept: dict[int, tuple[float, User]] = {}
 _kept_keys: dict[str, tuple[float, ApiKey]] = {}  # by digest: the keys themselves are kept nowhere
@@ -149,7 +153,11 @@ def _recall(token: Token) -> User | None:
 
 
 def _user_id(token: Token) -> int:
-    return int(token.get(api_settings.USER_ID_CLAIM) or 0)
+    """0, which nobody has, where the token names nobody: others may sign with the same key."""
+    try:
+        return int(token.get(api_settings.USER_ID_CLAIM) or 0)
+    except (TypeError, ValueError, OverflowError):
+        return 0
 
 
 def _fits(token: Token, user: User) -> bool:
@@ -167,7 +175,22 @@ class SingleUseToken(RefreshToken):
         # Past the mixin of the library, which would store the whole token.
         return super(BlacklistMixin, cls).for_user(user)
 
+    def check_blacklist(self) -> None:
+        """Also that there is something to note: the library takes the id for granted."""
+        if not _OWN_ID.fullmatch(str(self.payload.get(api_settings.JTI_CLAIM))):
+            raise TokenError("The token has no id of ours.")
+        super().check_blacklist()
+
     def use(self) -> bool:
-        """True for exactly one caller: a unique key of the database decides who is first."""
-        noted: Any = self.blacklist()
-        return bool(noted[1])
+        """True for exactly one caller: a unique key of the database decides who is first. Its id is noted; the
+        library would keep the token too, which is somebody's though it is used up.
+        """
+        noted, _ = OutstandingToken.objects.get_or_create(
+            jti=self[api_settings.JTI_CLAIM],
+            defaults={
+                "user_id": _user_id(self),
+                "created_at": self.current_time,
+                "expires_at": datetime_from_epoch(self["exp"]),
+            },
+        )
+        return BlacklistedToken.objects.get_or_create(token=noted)[1]

@@ -18,6 +18,7 @@ NOWHERE = [
     "\u017fam@example.com", "\u212aarl@example.com", "ja\u202ene@example.com", "ja\u200bne@example.com",
     "ja\u00a0ne@example.com", "ja\u2028ne@example.com", "j\u0308\x85@example.com", "\uff4aane@example.com",
     "ü@-example.com", "ü\r\n@example.com", "ü,eve@example.com", "ü>@example.com", "\ud800@example.com",
+    '"ja\x0bne"@example.com', '"ja\\\tne"@example.com', '"ja\x01ne"@example.com', '"ja\x7fne"@example.com',
 ]  # fmt: skip
 
 
