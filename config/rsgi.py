@@ -7,6 +7,7 @@ streamed gets its loop here; under plain WSGI such an answer ends at once, and E
 """
 
 import asyncio
+import contextvars
 import io
 import os
 import re
@@ -15,6 +16,7 @@ import signal
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 # Django would not use its database in a thread with an event loop, lest two tasks share a connection by turns.
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
 
 from django.conf import settings
+from granian.rsgi import ProtocolClosed, ProtocolError  # type: ignore[attr-defined]  # RSGI's own names
 
 from config.wsgi import application as wsgi
 from tasks.streams import STREAMS, LiveResponse
@@ -70,6 +73,8 @@ class Application:
 
     def __init__(self) -> None:
         self._large = asyncio.Semaphore(4)
+        # One for all calls: beside an event loop Django keeps a connection for each context, each task has its own.
+        self._context = contextvars.Context()
         self._aside = ThreadPoolExecutor(1, "aside")
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -81,25 +86,29 @@ class Application:
             signal.signal(number, lambda *_: loop.call_soon_threadsafe(STREAMS.end_all))
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.run_until_complete(STREAMS.close())
         self._aside.shutdown(wait=False, cancel_futures=True)
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
         declared = scope.headers.get("content-length")
         has_body = declared not in (None, "0") or "transfer-encoding" in scope.headers
-        if not has_body and scope.http_version != "2":
-            await self._call(scope, protocol, io.BytesIO(), declared)
-        elif declared and declared.isdecimal() and int(declared) <= LARGE:
-            await self._call(scope, protocol, io.BytesIO(await protocol()), declared)
-        else:
-            async with self._large:
-                await self._call(scope, protocol, *await _read(declared, protocol))
+        # Who leaves before the body is whole is answered nothing.
+        with suppress(ProtocolError, ProtocolClosed, ConnectionAbortedError):
+            if not has_body and scope.http_version != "2":
+                await self._call(scope, protocol, io.BytesIO(), declared)
+            elif declared and declared.isdecimal() and int(declared) <= LARGE:
+                await self._call(scope, protocol, io.BytesIO(await protocol()), declared)
+            else:
+                async with self._large:
+                    body, size = await _read(declared, protocol)
+                    await self._call(scope, protocol, body, size)
 
     async def _call(self, scope: Any, protocol: Any, body: io.BytesIO, size: str | None) -> None:
         environ = _environ(scope, body, size)
         if _WAITS_FOR_OTHERS.fullmatch(environ["PATH_INFO"]):
             answer = await asyncio.get_running_loop().run_in_executor(self._aside, Answer, environ)
         else:
-            answer = Answer(environ)
+            answer = self._context.run(Answer, environ)
         if answer.live is None or answer.live.stream.is_over or scope.method == "HEAD":
             protocol.response_bytes(answer.status, answer.headers, answer.body)
         else:
@@ -113,13 +122,18 @@ async def _read(declared: str | None, protocol: Any) -> tuple[io.BytesIO, str]:
     body, limit = io.BytesIO(), settings.MAX_REQUEST_BYTES
     if declared and declared.isdecimal() and int(declared) > limit:
         return body, declared
+    empty = 0
     async for chunk in protocol:
         body.write(chunk)
+        empty += not chunk
         if body.tell() > limit:  # by which the parser knows
             break
-    size = body.tell()
+    # granian says the end by an empty chunk, and a lost connection by one before that.
+    if empty > 1:
+        raise ConnectionAbortedError
+    size = str(body.tell())
     body.seek(0)
-    return body, str(size)
+    return body, size
 
 
 def _environ(scope: Any, body: io.BytesIO, size: str | None) -> "WSGIEnvironment":

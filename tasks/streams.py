@@ -230,6 +230,12 @@ class Streams:
         for stream in self._all:
             stream.end()
 
+    async def close(self) -> None:
+        self.end_all()
+        if self._reader:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+
     def _join(self, stream: Stream) -> None:
         if not self._all:
             self._position = stream.newest
@@ -263,7 +269,7 @@ class Streams:
         try:
             while True:
                 if not self._all:
-                    await loop.run_in_executor(thread, connection.close)
+                    await loop.run_in_executor(thread, _let_go)
                     await self._wanted.wait()
                 question = self._question()
                 try:
@@ -279,6 +285,7 @@ class Streams:
         finally:
             # Nobody is left waiting for a reader who is gone: they resume.
             self.end_all()
+            await loop.run_in_executor(thread, _let_go)
             thread.shutdown(wait=False)
 
     def _question(self) -> Question:
@@ -353,6 +360,10 @@ def _ask(question: Question) -> Found:
         connection.close()
         raise
     return Found(news, missed, rows, rows_at, gone)
+
+
+def _let_go() -> None:
+    connection.close()  # whose it is, is decided where it is called
 
 
 def _rows(tasks: list[int]) -> tuple[dict[int, MailTask], int]:

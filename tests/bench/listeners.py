@@ -1,5 +1,5 @@
-"""Many live-status streams at once, of all tasks and of each of the first, as a program of its own. Says `open` when all
-are, and reads until it is ended.
+"""Many live-status streams at once, as a program of its own: one of all tasks, and one of each of the first tasks.
+Says `open` when all are, and reads until it is ended.
 
     python -m tests.bench.listeners PORT TOKEN STREAMS
 """
@@ -40,4 +40,7 @@ async def _main(port: int, token: str, streams: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
+    try:
+        asyncio.run(_main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
+    except* OSError as errors:
+        sys.exit(str(errors.exceptions[0]))
