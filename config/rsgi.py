@@ -90,31 +90,37 @@ class Application:
         self._aside.shutdown(wait=False, cancel_futures=True)
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
-        declared = scope.headers.get("content-length")
-        has_body = declared not in (None, "0") or "transfer-encoding" in scope.headers
         # Who leaves before the body is whole is answered nothing.
         with suppress(ProtocolError, ProtocolClosed, ConnectionAbortedError):
-            if not has_body and scope.http_version != "2":
-                await self._call(scope, protocol, io.BytesIO(), declared)
-            elif declared and declared.isdecimal() and int(declared) <= LARGE:
-                await self._call(scope, protocol, io.BytesIO(await protocol()), declared)
-            else:
-                async with self._large:
-                    body, size = await _read(declared, protocol)
-                    await self._call(scope, protocol, body, size)
-
-    async def _call(self, scope: Any, protocol: Any, body: io.BytesIO, size: str | None) -> None:
-        environ = _environ(scope, body, size)
-        if _WAITS_FOR_OTHERS.fullmatch(environ["PATH_INFO"]):
-            answer = await asyncio.get_running_loop().run_in_executor(self._aside, Answer, environ)
-        else:
-            answer = self._context.run(Answer, environ)
-        if answer.live is None or answer.live.stream.is_over or scope.method == "HEAD":
-            protocol.response_bytes(answer.status, answer.headers, answer.body)
-        else:
+            answer = await self._answer(scope, protocol)
+            if answer.live is None or answer.live.stream.is_over or scope.method == "HEAD":
+                protocol.response_bytes(answer.status, answer.headers, answer.body)
+                return
             headers = [each for each in answer.headers if each[0] != "Content-Length"]
             transport = protocol.response_stream(answer.status, headers)
             await STREAMS.serve(answer.live.stream, answer.body, transport, protocol)
+
+    async def _answer(self, scope: Any, protocol: Any) -> Answer:
+        declared = scope.headers.get("content-length")
+        if not _has_body(scope, declared):
+            return await self._call(_environ(scope, io.BytesIO(), declared))
+        if declared and declared.isdecimal() and int(declared) <= LARGE:
+            return await self._call(_environ(scope, io.BytesIO(await protocol()), declared))
+        async with self._large:
+            body, size = await _read(declared, protocol)
+            return await self._call(_environ(scope, body, size))
+
+    async def _call(self, environ: "WSGIEnvironment") -> Answer:
+        if _WAITS_FOR_OTHERS.fullmatch(environ["PATH_INFO"]):
+            return await asyncio.get_running_loop().run_in_executor(self._aside, Answer, environ)
+        return self._context.run(Answer, environ)
+
+
+def _has_body(scope: Any, declared: str | None) -> bool:
+    """HTTP/2 has bodies that are announced by nothing."""
+    if declared is None and scope.http_version == "2":
+        return scope.method in ("POST", "PUT", "PATCH")
+    return declared not in (None, "0") or "transfer-encoding" in scope.headers
 
 
 async def _read(declared: str | None, protocol: Any) -> tuple[io.BytesIO, str]:

@@ -40,8 +40,8 @@ PAGE, CATCH_UP, BACKLOG = 1_000, 50, 1_000
 #: A stream ends when it has been given so much, and is resumed by its reader. The server takes what nobody reads, and
 #: does not say so: this bounds what a reader who does not read can make it keep (bytes).
 MOST = 1024 * 1024
-#: An owner's streams in one process.
-PER_OWNER = 1_000
+#: Streams in one process: of an owner, and of all; fewer than the connections that it takes (`--backpressure`).
+PER_OWNER, IN_ALL = 1_000, 3_000
 
 FINAL_WORDS = {Status(each).label for each in FINAL}
 GREETING = b"retry: 2000\n"
@@ -210,7 +210,7 @@ class Streams:
         self._wanted = asyncio.Event()
 
     def is_full(self, owner_id: int) -> bool:
-        return self._count[owner_id] >= PER_OWNER
+        return self._count[owner_id] >= PER_OWNER or len(self._all) >= IN_ALL
 
     async def serve(self, stream: Stream, first: bytes, transport: Any, protocol: Any) -> None:
         """Until it is over, or nobody is there any more. `transport` and `protocol` are RSGI's."""
@@ -386,8 +386,9 @@ async def _send(stream: Stream, first: bytes, transport: Any) -> None:
         except TimeoutError:
             chunk = HEART
         chunk += stream.waiting()
-        await transport.send_bytes(chunk)
-        sent += len(chunk)
+        if chunk:
+            await transport.send_bytes(chunk)
+            sent += len(chunk)
 
 
 STREAMS = Streams()

@@ -52,7 +52,7 @@ def _opened(request: Request, task_id: int | None = None) -> tuple[Stream, bool]
     """A stream from now on, or from where the caller was before; and whether it is that."""
     owner_id = cast(User, request.user).pk
     if STREAMS.is_full(owner_id):
-        raise TooManyRequests(5, f"You have {PER_OWNER} streams open; close one.")
+        raise TooManyRequests(5, f"Too many streams are open here; yours may be {PER_OWNER:,}.")
     events.listen(owner_id, LISTEN_FOR)
     try:
         newest = events.latest()
