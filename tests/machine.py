@@ -112,8 +112,8 @@ class Machine:
     # Processes --------------------------------------------------------------------------------------
 
     def start_web(self) -> None:
-        granian = (sys.executable, "-m", "granian", "--interface", "wsgi", "--host", "127.0.0.1")
-        self._start("web", *granian, "--port", str(self.port), "--no-ws", "config.wsgi:application")
+        granian = (sys.executable, "-m", "granian", "--interface", "rsgi", "--host", "127.0.0.1")
+        self._start("web", *granian, "--port", str(self.port), "--no-ws", "config.rsgi:application")
         until(self._web_answers, "web answers")
 
     def start_worker(self, name: str = "worker", concurrency: int = 1) -> None:

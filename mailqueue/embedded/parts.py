@@ -53,9 +53,9 @@ def all_parts(env: Mapping[str, str], flower_login: str) -> list[Part]:
     return [
         Part(
             "web",
-            (python, "-m", "granian", "--interface", "wsgi", "--host", "127.0.0.1", "--port", port,
-             "--workers", "2", "--blocking-threads", "1", "--respawn-failed-workers",
-             "--workers-kill-timeout", "4", "--no-ws", "config.wsgi:application"),
+            (python, "-m", "granian", "--interface", "rsgi", "--host", "127.0.0.1", "--port", port,
+             "--workers", "2", "--backlog", "4096", "--backpressure", "4096", "--respawn-failed-workers",
+             "--workers-kill-timeout", "4", "--no-ws", "config.rsgi:application"),
             _with_debug(env, "true"),
             url=f"http://127.0.0.1:{port}/healthz/ready",
         ),

@@ -3,6 +3,7 @@ from django.urls import path
 from tasks.api import views
 from tasks.api.batch import BatchView
 from tasks.api.bulk import BulkView
+from tasks.api.live import EventsView, TaskEventsView
 
 urlpatterns = [
     path("enqueue", views.EnqueueView.as_view()),
@@ -11,6 +12,8 @@ urlpatterns = [
     path("queue", views.QueueView.as_view()),
     path("queue/fail", views.FailedQueueView.as_view()),
     path("<int:pk>", views.TaskView.as_view(), name="task"),
+    path("events", EventsView.as_view()),
+    path("<int:pk>/events", TaskEventsView.as_view()),
     path("<int:pk>/cancel", views.CancelView.as_view()),
     path("<int:pk>/retry", views.RetryView.as_view()),
     path("<int:pk>/resolve", views.ResolveView.as_view()),

@@ -61,7 +61,7 @@ def until(ask: Callable[[], Any], holds: Callable[[Any], bool]) -> Any:
 
 
 def test_the_walk_through_runs_as_it_stands(shell: Shell) -> None:
-    log_in, enqueue, look, read, later, bob, what_failed = WALK_THROUGH
+    log_in, enqueue, watch, look, read, later, bob, what_failed = WALK_THROUGH
 
     registered = json.loads("\n".join(shell.paste(log_in)))
     assert registered["email"] == "ada@example.com"
@@ -69,6 +69,7 @@ def test_the_walk_through_runs_as_it_stands(shell: Shell) -> None:
 
     (line,) = shell.paste(enqueue)
     number = int(line.removeprefix("task "))
+    assert "event: task.sent" in shell.paste(watch)
     task = until(lambda: shell.asks(look), lambda task: task["status"] == "success")
     assert (task["task_id"], task["status"], task["subject"]) == (number, "success", "Grüße")
     assert [attempt["outcome"] for attempt in task["attempts"]] == ["accepted"]

@@ -19,6 +19,7 @@ from tests.bench.crowd import CROWD
 from tests.bench.ground import Ground, Row, grounded
 from tests.bench.growth import GROWTH, Growth
 from tests.bench.limits import LIMITS
+from tests.bench.live import LIVE
 from tests.bench.machines import MACHINES
 from tests.bench.others import PEERS
 from tests.bench.ours import OURS, Drain
@@ -39,6 +40,7 @@ ROWS: list[Row] = [
     *CROWD,
     *TIMES,
     *MACHINES,
+    *LIVE,
     *COST,
     *GROWTH,
 ]

@@ -88,6 +88,7 @@ TARGETS = [
     Target("two worker machines / one", "ours-machines-2", "mails/s", 1.6, 1.9, "ours-machines-1"),
     Target("what grows most, 1,000,000 rows / 10,000", "growth", "worst x at 1,000,000", 1.5, 1.2),
     Target("what grows most, 10,000,000 rows / 10,000", "growth", "worst x at 10,000,000", 2, 1.3),
+    Target("1,000 live-status streams: single enqueue keeps", "live-streams", "of its rate", 0.9, 1.0),
     Target("commits for each mail on the worker's side", "commits", "commits a mail", 0.05, 0.01),
     Target("a worker process with 250 connections, PSS in MB", "memory-worker", "worker MB", 120, 90),
     Target("a web process, PSS in MB", "memory-web", "web MB", 90, 70),

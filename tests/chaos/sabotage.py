@@ -2,7 +2,7 @@
 has no such switch.
 
     CHAOS_WITHOUT=fence CHAOS_POINTS=FOLDER python -m tests.chaos.sabotage -q -A config worker ...   (as `celery`)
-    granian tests.chaos.sabotage:application                                                        (as config.wsgi)
+    granian tests.chaos.sabotage:application                                                        (as config.rsgi)
 
 CHAOS_WITHOUT takes out one of GUARDS. Who comes to one of POINTS with the mail of a recipient whose address is in
 the file of that name in CHAOS_POINTS takes the file away, and dies of SIGKILL.
@@ -126,4 +126,4 @@ if __name__ == "__main__":
     main()
 elif os.environ.get("CHAOS_WITHOUT"):
     _prepare()
-    from config.wsgi import application  # noqa: F401 -- granian asks for it
+    from config.rsgi import application  # noqa: F401 -- granian asks for it

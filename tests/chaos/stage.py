@@ -204,10 +204,10 @@ class Stage:
         target = (
             "tests.chaos.sabotage:application"
             if self._env.get("CHAOS_WITHOUT")
-            else "config.wsgi:application"
+            else "config.rsgi:application"
         )
         return [
-            sys.executable, "-m", "granian", "--interface", "wsgi", "--host", "127.0.0.1",
+            sys.executable, "-m", "granian", "--interface", "rsgi", "--host", "127.0.0.1",
             "--port", str(self.ports[name]), "--workers", "1", "--no-ws", "--respawn-failed-workers",
             "--workers-kill-timeout", "10", target,
         ]  # fmt: skip

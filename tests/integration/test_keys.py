@@ -260,6 +260,8 @@ NEEDED = {
         ("GET", "/api/v1/task/queue"),
         ("GET", "/api/v1/task/queue/fail"),
         ("GET", "/api/v1/task/1"),
+        ("GET", "/api/v1/task/1/events"),
+        ("GET", "/api/v1/task/events"),
     },
     "manage": {
         ("PATCH", "/api/v1/user/1"),

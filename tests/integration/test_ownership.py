@@ -108,7 +108,9 @@ def test_the_owner_gets_in(task, method, address):
 
 @pytest.mark.parametrize("who", CLIENTS)
 @pytest.mark.parametrize(
-    "address", sorted(each for method, each in CALLS if method == "GET" and "/1" not in each)
+    "address",
+    # What a stream tells whom is seen where it goes on: tests/acceptance/test_live.py.
+    sorted(each for method, each in CALLS if method == "GET" and "/1" not in each and "/events" not in each),
 )
 def test_lists_show_ones_own(address, who):
     mail = MailFactory(status=Status.FAILED)  # which is in every list
