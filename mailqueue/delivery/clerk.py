@@ -36,7 +36,7 @@ class Clerk:
         """The mails that may go now, their owners' routes, and after how many seconds an account opens that is at
         its limit. What may not go is back in the ledger, its account closed first so that nobody claims it again at
         once."""
-        claimed = self._claim_noted(limit, lease_seconds, rooms, after)
+        claimed = self._claim_wanted(limit, lease_seconds, rooms, after)
         if not claimed:
             return [], {}, limits.next_opening()
         accounts = accounts_of(mail.owner_id for mail in claimed)
@@ -49,6 +49,21 @@ class Clerk:
         owners = {mail.owner_id for mail in admission.admitted}
         found = {owner_id: route(accounts[owner_id]) for owner_id in owners}
         return admission.admitted, found, min(admission.closed.values(), default=None)
+
+    def _claim_wanted(
+        self, limit: int, lease_seconds: float, rooms: dict[int, tuple[int, int]], after: int
+    ) -> list[Claimed]:
+        """Without those whose recipient was suppressed while they waited, which come to their end here. A claim of
+        nothing else is followed by another: for the courier an empty one would mean that nothing is due."""
+        while claimed := self._claim_noted(limit, lease_seconds, rooms, after):
+            ended = [ledger.suppressed(mail) for mail in claimed if mail.is_suppressed]
+            if not ended:
+                break
+            ledger.settle(ended, self._worker)
+            if len(ended) < len(claimed):
+                return [mail for mail in claimed if not mail.is_suppressed]
+            self._journal.released(claimed[0].token)
+        return claimed
 
     def _claim_noted(
         self, limit: int, lease_seconds: float, rooms: dict[int, tuple[int, int]], after: int
