@@ -13,6 +13,7 @@ from rest_framework.views import APIView
 
 from accounts.api.problems import Conflict, documented
 from accounts.api.serializers import Text
+from accounts.api.throttling import EnqueueThrottle
 from tasks import headers
 from tasks.api.serializers import WholeNumber
 from tasks.api.template_fields import TemplateContext, TemplateName, filled_in
@@ -60,7 +61,6 @@ FILLED = OpenApiExample(
     },
     response_only=True,
 )
-VERSION = OpenApiParameter("version", int, description="an older version; the newest if left out")
 NAME = OpenApiParameter("name", str, OpenApiParameter.PATH, description="its name; its id does as well")
 
 
@@ -132,7 +132,9 @@ class FilledSerializer(serializers.Serializer[Any]):
 
 
 class VersionFilterSerializer(serializers.Serializer[Any]):
-    version = serializers.IntegerField(min_value=1, max_value=2**31 - 1, required=False)
+    version = serializers.IntegerField(
+        min_value=1, max_value=2**31 - 1, required=False, help_text="an older one; the newest if left out"
+    )
 
 
 class TemplatesView(ListAPIView[MailTemplate]):
@@ -201,7 +203,7 @@ class TemplateView(APIView):
 
     @extend_schema(
         operation_id="templates_get",
-        parameters=[NAME, VERSION],
+        parameters=[NAME, VersionFilterSerializer],
         responses={200: TemplateSerializer} | documented(400, 401, 404),
         examples=[KEPT],
         tags=["templates"],
@@ -283,6 +285,7 @@ class RollbackView(APIView):
 
 class PreviewView(APIView):
     scopes = {"POST": "read"}
+    throttle_classes = [EnqueueThrottle]  # it takes as long as a mail
 
     @extend_schema(
         operation_id="templates_preview",
