@@ -41,6 +41,7 @@ BEYOND_SCHEMA = {
     "too_large": "bytes of UTF-8, or of what base64 stands for",
     "blank": "white space alone is nothing",
     "control_character": "text that is refused in every header",
+    "null_characters_not_allowed": "the same, in a query",
     "unstorable": "text that is refused everywhere, in fields that nobody knows too",
     "idempotency_key_reused": "an earlier call",
     "unknown_template": "a row",
