@@ -68,10 +68,12 @@ class _SpentError(BaseException):
 
 
 class Allowance:
-    """The steps that are left, and where they are being taken."""
+    """What a call has for its templates: the steps that are left, where they are being taken, and what was read."""
 
     def __init__(self, steps: int = STEPS) -> None:
         self.left = steps
+        #: So that a thousand mails of one template read it once.
+        self.read: dict[Any, Any] = {}
         self.line: int | None = None
 
     def take(self, steps: int) -> None:

@@ -22,7 +22,7 @@ from tasks.models import Attempt, MailTask
 from tasks.states import WAITING, CancelReason, Lane, OnUncertain, Outcome, Phase, Status
 from tasks.submission import NewMail
 from tasks.template_language import Allowance
-from tasks.templates import PARTS, MailTemplate
+from tasks.templates import PARTS, MailTemplate, TemplateVersion
 from tasks.waiting import explain
 
 #: Messages of a batch.
@@ -178,15 +178,16 @@ class TemplatedMailSerializer(EnqueueSerializer):
         help_text="the name of one of your templates, for its newest version; or name@version"
     )
     context = TemplateContext(  # type: ignore[assignment]
-        required=False, help_text="what the template is filled in with"
+        required=False, allow_null=True, help_text="what the template is filled in with"
     )
 
     def rendered_mail(self, data: Any, owner: User, allowance: Allowance) -> NewMail:
         asked = self.run_validation(data)
-        (name, number), context = asked.pop("template"), asked.pop("context", {})
-        template = MailTemplate.objects.of(owner, name)
-        found = template.at(number) if template else None
-        if template is None or found is None:
+        reference, context = asked.pop("template"), asked.pop("context", None) or {}
+        if reference not in allowance.read:
+            allowance.read[reference] = _named(owner, *reference)
+        template, found = allowance.read[reference]
+        if found is None:
             complaint = "There is no such version of it." if template else "There is no such template."
             raise serializers.ValidationError({"template": [complaint]}, "unknown_template")
         parts = filled_in(found, context, allowance, {part: asked.pop(part, None) for part in PARTS})
@@ -201,6 +202,12 @@ class TemplatedMailSerializer(EnqueueSerializer):
 
 
 _FROM_TEMPLATE = TemplatedMailSerializer()
+
+
+def _named(owner: User, name: str, number: int | None) -> tuple[MailTemplate | None, TemplateVersion | None]:
+    template = MailTemplate.objects.of(owner, name)
+    return template, template.at(number) if template else None
+
 
 #: Some addresses of which MailAddress would say the same, their domain apart.
 _PLAIN_ADDRESS = re.compile(

@@ -110,7 +110,7 @@ class TemplateSerializer(serializers.Serializer[TemplateVersion]):
 
 
 class PreviewSerializer(serializers.Serializer[Any]):
-    context = TemplateContext(required=False)  # type: ignore[assignment]
+    context = TemplateContext(required=False, allow_null=True)  # type: ignore[assignment]
     version = WholeNumber(min_value=1, max_value=2**31 - 1, required=False)
 
 
@@ -302,7 +302,7 @@ class PreviewView(APIView):
         asked.is_valid(raise_exception=True)
         # Read past `context`, which is what a serializer calls something of its own.
         version = _version(template, asked.validated_data.get("version"))
-        parts = filled_in(version, asked.validated_data.get("context", {}), Allowance())
+        parts = filled_in(version, asked.validated_data.get("context") or {}, Allowance())
         said = {
             "version": version.number,
             "subject": parts.subject,

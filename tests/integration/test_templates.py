@@ -349,6 +349,20 @@ def test_the_mails_of_a_batch_share_what_templates_may_take(api: APIClient) -> N
     assert 5 < sum(kept) < 40
 
 
+def test_a_batch_reads_a_template_once(
+    api: APIClient, welcome: dict[str, Any], django_assert_max_num_queries: Any
+) -> None:
+    with django_assert_max_num_queries(20):
+        answer = api.post("/api/v1/task/enqueue/batch", {"messages": [MAIL] * 50}, format="json")
+    assert all("task_id" in each for each in answer.json()["results"])
+
+
+def test_no_context_is_an_empty_one(api: APIClient, welcome: dict[str, Any]) -> None:
+    for nothing in ({}, None):
+        assert preview(api, context=nothing).json()["subject"] == "Welcome, "
+        assert said(enqueue(api, context=nothing).json()["task_id"])[0].strip() == "Welcome,"
+
+
 def test_a_dry_run_renders_the_template(api: APIClient, welcome: dict[str, Any]) -> None:
     seen = api.post("/api/v1/task/enqueue?dry_run=true", MAIL, format="json").json()
     assert [part["text"].strip() for part in seen["mail"]["parts"]] == [
