@@ -199,6 +199,7 @@ UNFOLD = {
                 "items": [
                     _page("Mail tasks", "outgoing_mail", reverse_lazy("admin:tasks_mailtask_changelist")),
                     _page("Suppressions", "block", reverse_lazy("admin:tasks_suppression_changelist")),
+                    _page("Templates", "draft", reverse_lazy("admin:tasks_mailtemplate_changelist")),
                     _page("Users", "group", reverse_lazy("admin:accounts_user_changelist")),
                     _page("SMTP accounts", "dns", reverse_lazy("admin:accounts_smtpaccount_changelist")),
                     _page("API keys", "key", reverse_lazy("admin:accounts_apikey_changelist")),

@@ -31,9 +31,11 @@ urlpatterns = [
     path("api/v1/task/", include("tasks.api.urls")),
     path("api/v1/templates", templates.TemplatesView.as_view()),
     path("api/v1/templates/<str:name>", templates.TemplateView.as_view()),
+    path("api/v1/templates/<str:name>/versions", templates.VersionsView.as_view()),
+    path("api/v1/templates/<str:name>/rollback", templates.RollbackView.as_view()),
     path("api/v1/templates/<str:name>/preview", templates.PreviewView.as_view()),
     path("api/v1/suppressions", suppressions.SuppressionsView.as_view()),
-    path("api/v1/suppressions/<int:pk>", suppressions.SuppressionView.as_view()),
+    path("api/v1/suppressions/<str:entry>", suppressions.SuppressionView.as_view()),
     # After everything: an unknown address answers problem+json, with DEBUG as without; but not where pages are.
     re_path(r"^(?!(?:admin|sandbox)(?:/|$)|static/)", problems.unknown_route),
 ]

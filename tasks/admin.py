@@ -22,6 +22,7 @@ from tasks.admin_queries import BoundedPaginator, ListedTasks, TaskChangeList
 from tasks.models import Attempt, Claim, MailTask, MailTaskQuerySet
 from tasks.states import CancelReason, Outcome, Status
 from tasks.suppressions import Suppression
+from tasks.templates import MailTemplate, TemplateVersion
 from tasks.waiting import explain
 
 SUPPRESSED_TOO = ", or for the list of suppressions"
@@ -268,6 +269,34 @@ class SuppressionAdmin(ModelAdmin):
             return "—"
         page = reverse("admin:tasks_mailtask_change", args=[listed.task_id])
         return format_html('<a href="{}">{}</a>', page, listed.task_id)
+
+
+class VersionInline(ReadOnly, TabularInline):
+    model = TemplateVersion
+    fields = ("number", "subject", "body", "html_body", "created_at")
+    readonly_fields = fields
+    ordering = ("-number",)
+    hide_title = True
+    per_page = 5
+
+
+@admin.register(MailTemplate)
+class MailTemplateAdmin(ReadOnly, ModelAdmin):
+    """To see what owners have written. They change it, by the API."""
+
+    list_display = ("name", "owner", "version", "updated_at")
+    list_select_related = ("owner",)
+    list_per_page = 50
+    list_max_show_all = 0
+    fields = ("name", "owner", "version", "created_at", "updated_at")
+    search_fields = ("name__startswith", "owner__email__exact")
+    search_help_text = "How the name begins, or the owner's address"
+    ordering = ("-id",)
+    sortable_by = ()
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    paginator = BoundedPaginator
+    inlines = (VersionInline,)
 
 
 def _label(choice: Status | Outcome) -> SafeString:

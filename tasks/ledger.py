@@ -42,6 +42,8 @@ class Claimed(NamedTuple):
     recipient: str
     #: None where it is larger than LARGEST_AT_ONCE: `content` reads it when its turn comes.
     raw: bytes | None = None
+    #: Its recipient has come on the owner's list of suppressions since it was accepted.
+    is_suppressed: bool = False
 
 
 class Settlement(NamedTuple):
@@ -263,6 +265,18 @@ def put_back(mail: Claimed, why: str) -> Settlement:
     """Unsent for a reason that is not the mail's own: as it was before, the try not used up."""
     status = Status.FAILED if mail.try_count > 1 else Status.QUEUED
     return Settlement(id=mail.id, token=mail.token, status=status, give_back=True, reply=why)
+
+
+def suppressed(mail: Claimed) -> Settlement:
+    """Unsent, for its recipient has come on the list; the try is not used up."""
+    return Settlement(
+        id=mail.id,
+        token=mail.token,
+        status=Status.CANCELLED,
+        cancel_reason=CancelReason.SUPPRESSED,
+        give_back=True,
+        reply="The recipient is on the list of suppressions.",
+    )
 
 
 def take_back(mails: Sequence[Claimed], why: str) -> int:

@@ -208,7 +208,9 @@ held AS (
     FROM moved HAVING count(*) > 0
 )
 SELECT id, owner_id, lane, try_count, max_tries, lost_count, on_uncertain, expires_at, sender, recipient,
-       (SELECT raw FROM tasks_mailcontent c WHERE c.task_id = moved.id AND octet_length(raw) <= {LARGEST_AT_ONCE})
+       (SELECT raw FROM tasks_mailcontent c WHERE c.task_id = moved.id AND octet_length(raw) <= {LARGEST_AT_ONCE}),
+       coalesce((SELECT true FROM tasks_suppression s
+           WHERE s.owner_id = moved.owner_id AND s.address = lower(moved.recipient)), false)
 FROM moved ORDER BY lane, due_at, id
 """
 

@@ -16,6 +16,7 @@ from accounts.models import SmtpAccount, User
 from tasks import doorbell, ledger, message
 from tasks.models import MailTask, MailTaskQuerySet
 from tasks.states import CancelReason, Lane, OnUncertain, Status
+from tasks.suppressions import Suppression
 
 #: Mails changed in one transaction of a deed in bulk, and how long (seconds) one call may go on.
 BITE, BULK_SECONDS = 1_000, 10.0
@@ -232,6 +233,15 @@ def in_bulk(tasks: MailTaskQuerySet, verb: Callable[[MailTaskQuerySet], int] | N
         if time.monotonic() > end:
             return Bulk(matched, changed, complete=False)
         last = ids[-1]
+
+
+def suppress(owner: User, address: str) -> tuple[Suppression, bool]:
+    """Puts an address, in its wire form, on the owner's list, and cancels what waits for it; the entry, and False if
+    it was there before. What is found only beyond the index, by another case, ends when it is claimed."""
+    found, is_new = Suppression.objects.add(owner, address)
+    waiting = MailTask.objects.owned_by(owner).waiting()
+    ledger.cancel(waiting.filter(recipient__in={address, found.address}), CancelReason.SUPPRESSED)
+    return found, is_new
 
 
 def accept(tasks: MailTaskQuerySet) -> int:

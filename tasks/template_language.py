@@ -34,9 +34,12 @@ from django.utils.safestring import SafeData, mark_safe
 STEPS, STEPS_A_CALL = 100_000, 1_000_000
 #: Tags and variables of a template: its parser goes deeper with each that is open.
 MOST_TOKENS = 2_000
-#: Characters of a tag: a condition goes deeper with each `and`.
-LONGEST_TAG = 500
-_CHARACTERS_A_STEP, _VALUES_A_STEP = 64, 16
+#: Characters of a tag or variable: a condition goes deeper with each `and`, and Django's expressions for what stands
+#: in them take the square of its length.
+LONGEST_TAG = 1_000
+#: Openings in one line that no closing follows. Django's lexer runs to the end of the line for each: 40 s for 50,000.
+MOST_UNCLOSED = 100
+_CHARACTERS_A_STEP, _VALUES_A_STEP, _BITS_A_STEP = 64, 16, 200
 _LONGEST_NUMBER = 40
 
 register = Library()
@@ -65,10 +68,12 @@ class _SpentError(BaseException):
 
 
 class Allowance:
-    """The steps that are left, and where they are being taken."""
+    """What a call has for its templates: the steps that are left, where they are being taken, and what was read."""
 
     def __init__(self, steps: int = STEPS) -> None:
         self.left = steps
+        #: So that a thousand mails of one template read it once.
+        self.read: dict[Any, Any] = {}
         self.line: int | None = None
 
     def take(self, steps: int) -> None:
@@ -96,12 +101,13 @@ def date(value: Any, form: str = "j F Y") -> str:
     return format_date(moment, form) if moment else ""
 
 
-@register.filter
-def join(value: Any, by: str) -> str:
-    """Of a list of texts and numbers, none long."""
+@register.filter(needs_autoescape=True)
+def join(value: Any, by: str, autoescape: bool = True) -> str:
+    """Of a list of texts and numbers; what stands in between is short."""
     if not isinstance(value, list) or len(by) > _LONGEST_NUMBER:
         raise ValueError("join takes a list, and a short text to stand in between")
-    return by.join(str(each) for each in value if not isinstance(each, list | dict))
+    texts = [str(each) for each in value if not isinstance(each, list | dict)]
+    return str(filters.join(texts, by, autoescape=autoescape))
 
 
 class _PlainVariable(Variable):
@@ -113,6 +119,8 @@ class _PlainVariable(Variable):
         current = context
         for bit in self.lookups or ():
             current = _look(current, bit)
+            if bit == "items":  # pairs that were made just now
+                context.allowance.take(_weight(current))
         return current
 
 
@@ -182,18 +190,21 @@ def _weight(value: Any) -> int:
     """How many steps it is to look at all of it."""
     if isinstance(value, str):
         return len(value) // _CHARACTERS_A_STEP
+    if isinstance(value, int):
+        return value.bit_length() // _BITS_A_STEP
     if not isinstance(value, list | dict):
         return 0
-    values, characters, level = 0, 0, [value]
+    values, characters, numbers, level = 0, 0, 0, [value]
     while level:
         below: list[Any] = []
         for each in level:
             inside = each if isinstance(each, list) else [*each.keys(), *each.values()]
             values += len(inside)
             characters += sum(len(one) for one in inside if isinstance(one, str))
+            numbers += sum(one.bit_length() for one in inside if isinstance(one, int))
             below += [one for one in inside if isinstance(one, list | dict)]
         level = below
-    return values // _VALUES_A_STEP + characters // _CHARACTERS_A_STEP
+    return values // _VALUES_A_STEP + characters // _CHARACTERS_A_STEP + numbers // _BITS_A_STEP
 
 
 class _Shown(VariableNode):
@@ -255,14 +266,26 @@ class _Parser(Parser):
         super().extend_nodelist(nodelist, node, token)
 
 
+_SAYING = {TokenType.BLOCK, TokenType.VAR}
+
+
+def _refuse_unclosed(source: str) -> None:
+    for number, line in enumerate(source.split("\n"), 1):
+        for opening, closing in (("{{", "}}"), ("{%", "%}"), ("{#", "#}")):
+            if line.count(opening, line.rfind(closing) + 1) > MOST_UNCLOSED:
+                raise TemplateError(f"{opening} is left open more than {MOST_UNCLOSED} times.", number)
+
+
 class _Locked(Template):
     def compile_nodelist(self) -> NodeList:
+        _refuse_unclosed(self.source)
         tokens = Lexer(self.source).tokenize()
         if len(tokens) > MOST_TOKENS:
             raise TemplateError(f"It has more than {MOST_TOKENS:,} tags, variables and texts.", None)
         for token in tokens:
-            if token.token_type == TokenType.BLOCK and len(token.contents) > LONGEST_TAG:
-                raise TemplateError(f"A tag has more than {LONGEST_TAG:,} characters.", token.lineno)
+            if token.token_type in _SAYING and len(token.contents) > LONGEST_TAG:
+                complaint = f"A tag or variable has more than {LONGEST_TAG:,} characters."
+                raise TemplateError(complaint, token.lineno)
         return _Parser(tokens, {}, [register], self.origin).parse()
 
 

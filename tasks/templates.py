@@ -1,13 +1,13 @@
 """Templates of mails, by owner and name. A change is a new version; the older ones stay to be read."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
 from django.core.exceptions import ValidationError
 from django.db import models, transaction
-from django.template import Template
 from django.utils import timezone
 
 from accounts.models import User
@@ -47,6 +47,15 @@ class Filled:
     html: str
 
 
+class MailTemplates(models.QuerySet["MailTemplate"]):
+    def of(self, owner: User, name: str) -> "MailTemplate | None":
+        """By its name, or by its id where none has that for its name."""
+        own = self.filter(owner=owner)
+        found = own.filter(name=name).first()
+        is_id = name.isascii() and name.isdecimal() and len(name) < 19
+        return found or (own.filter(pk=int(name)).first() if is_id else None)
+
+
 class MailTemplate(models.Model):
     """A name, and how many versions it has had."""
 
@@ -56,6 +65,8 @@ class MailTemplate(models.Model):
     version = models.IntegerField(default=1)
     created_at = models.DateTimeField(default=timezone.now)
     updated_at = models.DateTimeField(default=timezone.now)
+
+    objects: ClassVar[MailTemplates] = MailTemplates.as_manager()  # type: ignore[assignment]
 
     class Meta:
         # GET /templates: an owner's newest.
@@ -74,11 +85,9 @@ class MailTemplate(models.Model):
             self.versions.filter(number__lte=self.version - VERSIONS_KEPT).delete()
             return self.versions.create(number=self.version, **parts)
 
-
-class TemplateVersions(models.QuerySet["TemplateVersion"]):
-    def newest(self, owner: User, name: str) -> "TemplateVersion | None":
-        newest = models.F("template__version")
-        return self.filter(template__owner=owner, template__name=name, number=newest).first()
+    def at(self, number: int | None) -> "TemplateVersion | None":
+        """One version; the newest for None."""
+        return self.versions.filter(number=number or self.version).first()
 
 
 class TemplateVersion(models.Model):
@@ -94,17 +103,22 @@ class TemplateVersion(models.Model):
     html_body = models.TextField(default="")
     created_at = models.DateTimeField(default=timezone.now)
 
-    objects: ClassVar[TemplateVersions] = TemplateVersions.as_manager()  # type: ignore[assignment]
-
     class Meta:
         constraints = [models.UniqueConstraint(fields=["template", "number"], name="template_version")]
 
     def __str__(self) -> str:
         return f"version {self.number}"
 
-    def fill_in(self, context: dict[str, Any], allowance: Allowance) -> Filled:
-        """PartError says what is wrong, with the template or with what it is given."""
-        subject = self._part("subject", context, allowance)
+    def parts(self) -> dict[str, str]:
+        return {part: getattr(self, part) for part in PARTS}
+
+    def fill_in(
+        self, context: dict[str, Any], allowance: Allowance, instead: Mapping[str, str] | None = None
+    ) -> Filled:
+        """PartError says what is wrong, with the template or with what it is given. `instead` has parts that are
+        taken as they are, in place of the template's."""
+        said = {part: text for part, text in (instead or {}).items() if text}
+        subject = said.get("subject") or self._part("subject", context, allowance)
         try:
             headers.refuse_control_characters(subject)
         except ValidationError as error:
@@ -112,39 +126,44 @@ class TemplateVersion(models.Model):
         if not subject.strip() or len(subject) > LONGEST_SUBJECT:
             complaint = f"It must become 1 to {LONGEST_SUBJECT} characters."
             raise PartError("subject", complaint, "template_error")
-        html = self._part("html_body", context, allowance)
-        text = self._part("body", context, allowance) if self.body else text_of(html)
-        for part, result in (("body", text), ("html_body", html)):
-            if len(result) > LONGEST_RESULT:
-                raise PartError(
-                    part, f"It becomes longer than {LONGEST_RESULT:,} characters.", "template_error"
-                )
-        return Filled(subject, text or "\n", html)
+        html = said.get("html_body") or self._part("html_body", context, allowance)
+        text = said.get("body") or self._part("body", context, allowance) or _text(html, allowance)
+        return Filled(subject, text, html)
 
     def _part(self, part: str, context: dict[str, Any], allowance: Allowance) -> str:
         # What is left of a call's allowance, but no more than one mail may take of it.
         own = Allowance(min(allowance.left, _STEPS))
         before = own.left
         try:
-            return rendered(_kept(getattr(self, part)), context, own, is_html=part == "html_body")
+            result = rendered(_kept(getattr(self, part)), context, own, is_html=part == "html_body")
         except TemplateError as error:
             raise PartError(part, str(error), "template_error") from error
         finally:
             allowance.left -= before - max(own.left, 0)
+        if len(result) > LONGEST_RESULT:
+            raise PartError(part, f"It becomes longer than {LONGEST_RESULT:,} characters.", "template_error")
+        return result
+
+
+def _text(html: str, allowance: Allowance) -> str:
+    tags = html.count("<")  # each takes as long as a step
+    if tags > min(allowance.left, _STEPS):
+        raise PartError("html_body", "It has too many tags for a text to be made of it.", "template_error")
+    allowance.left -= tags
+    return text_of(html)
 
 
 _STEPS = Allowance().left
-_kept: Any = lru_cache(maxsize=200)(compiled)
+_kept: Any = lru_cache(maxsize=64)(compiled)  # some MB each at most
 
 
 def check(parts: dict[str, str]) -> None:
     """PartError if one of them cannot be compiled."""
     for part in PARTS:
         try:
-            template: Template = compiled(parts.get(part, ""))
+            compiled(parts.get(part, ""))
         except TemplateError as error:
             raise PartError(part, str(error), "template_error") from error
-        del template
 
 
 def make(owner: User, name: str, parts: dict[str, str]) -> TemplateVersion:

@@ -12,7 +12,9 @@ METHODS = ("get", "post", "put", "patch", "delete")
 def routes(patterns: list[Any] | None = None, prefix: str = "") -> Iterator[tuple[str, type[APIView]]]:
     """`/api/v1/task/1` and its view, with 1 for every number and name in the address."""
     for each in patterns if patterns is not None else get_resolver().url_patterns:
-        address = prefix + str(each.pattern).replace("<int:pk>", "1").replace("<str:name>", "1")
+        address = prefix + str(each.pattern).replace("<int:pk>", "1").replace("<str:name>", "1").replace(
+            "<str:entry>", "1"
+        )
         if isinstance(each, URLResolver):
             yield from routes(each.url_patterns, address)
         elif isinstance(each, URLPattern):

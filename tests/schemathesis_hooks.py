@@ -7,6 +7,7 @@ that name an object every second one names one that exists and is the caller's: 
 
 import os
 import uuid
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 
@@ -40,12 +41,17 @@ BEYOND_SCHEMA = {
     "too_large": "bytes of UTF-8, or of what base64 stands for",
     "blank": "white space alone is nothing",
     "control_character": "text that is refused in every header",
+    "null_characters_not_allowed": "the same, in a query",
     "unstorable": "text that is refused everywhere, in fields that nobody knows too",
     "idempotency_key_reused": "an earlier call",
+    "unknown_template": "a row",
+    "template_error": "a grammar",
 }
 #: The same, of fields whose code says less.
 BEYOND_SCHEMA_IN = {
     ("cursor", "invalid"): "made by the service; nobody else can",
+    ("body", "required"): "another field: a template has body, html_body, or both",
+    ("template", "required"): "another field: a context is for a template",
     ("smtp_host", "invalid"): "a name or an address, in all their forms",
     ("smtp-username", "invalid"): "control characters",
     ("smtp_username", "invalid"): "control characters",
@@ -53,6 +59,10 @@ BEYOND_SCHEMA_IN = {
     [(name, "required") for name in ("smtp_host", "smtp_port", "smtp-username", "smtp-password")],
     "other fields, and the relay there is: all of them or none",
 )
+
+OF_A_TEMPLATE = [
+    f"templates_{deed}" for deed in ("get", "change", "delete", "versions", "rollback", "preview")
+]
 
 _calls = count()
 _caller: "Caller | None" = None
@@ -81,22 +91,32 @@ class Caller:
     def mail(self, **more: str) -> int:
         return int(self.post("/task/enqueue", A_MAIL | more)["task_id"])
 
+    def suppression(self) -> int:
+        return int(self.post("/suppressions", {"address": f"{uuid.uuid4().hex}@example.com"})["id"])
+
     def cancelled(self) -> int:
         pk = self.mail()
         self.post(f"/task/{pk}/cancel", {})
         return pk
 
-    def own(self, operation: str) -> int:
-        """The id of something that the operation may be done to."""
-        made = {
+    def template(self) -> str:
+        made = {"name": "fuzz", "subject": "Hello, {{ name }}", "body": "Hello."}
+        self.http.post("/templates", json=made)  # 409 where it is there still
+        return "fuzz"
+
+    def own(self, operation: str) -> int | str:
+        """The id, or the name, of something that the operation may be done to."""
+        made: dict[str, Callable[[], int | str]] = {
             "keys_revoke": lambda: self.key()["id"],
             "get_task": self.mail,
             "cancel_task": self.mail,
             "reschedule_task": lambda: self.mail(**LATER),
             "resolve_task": self.mail,
             "retry_task": self.cancelled,
+            "suppressions_remove": self.suppression,
+            **dict.fromkeys(OF_A_TEMPLATE, self.template),
         }
-        return int(made[operation]()) if operation in made else self.id
+        return made[operation]() if operation in made else self.id
 
     def is_ended_by(self, operation: str, case: schemathesis.Case) -> bool:
         if operation == "user_change":
@@ -133,8 +153,9 @@ if CALL_AS != "nobody":
 
     @schemathesis.hook
     def map_case(_context: schemathesis.HookContext, case: schemathesis.Case) -> schemathesis.Case:
-        if "id" in case.path_parameters and is_good(case) and next(_calls) % 2 == 0:
-            case.path_parameters["id"] = caller().own(operation_of(case))
+        name = next((name for name in ("id", "name", "entry") if name in case.path_parameters), None)
+        if name and is_good(case) and next(_calls) % 2 == 0:
+            case.path_parameters[name] = caller().own(operation_of(case))
         return case
 
     @schemathesis.hook

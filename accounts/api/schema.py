@@ -7,6 +7,7 @@ from typing import Any
 
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from drf_spectacular.openapi import AutoSchema
+from drf_spectacular.utils import PolymorphicProxySerializer
 
 from accounts.api.authentication import CHALLENGE, BearerAuthentication
 from accounts.api.problems import CONTENT_TYPE, Problem, problem
@@ -111,6 +112,11 @@ class ScopedSchema(AutoSchema):
             for status, response in sorted(responses.items())
         }
         return operation
+
+    def _get_request_for_media_type(self, serializer: Any, direction: Any = "request") -> Any:
+        """Of a body that may have one of several shapes drf-spectacular takes none to be wanted."""
+        schema, is_required = super()._get_request_for_media_type(serializer, direction)  # type: ignore[no-untyped-call]
+        return schema, is_required or isinstance(serializer, PolymorphicProxySerializer)
 
     def _refusals(self, *, has_body: bool) -> set[int]:
         """What may happen to any call of this kind, without the view's saying so."""

@@ -36,25 +36,35 @@ class Clerk:
         """The mails that may go now, their owners' routes, and after how many seconds an account opens that is at
         its limit. What may not go is back in the ledger, its account closed first so that nobody claims it again at
         once."""
-        self._put_back_doubtful()
-        # The token is in the journal before the claim: no mail is ever held under one that no journal knows.
-        self._journal.claimed(self._token)
-        try:
-            claimed = ledger.claim(
-                limit, lease_seconds, token=self._token, room=FIRST_HAND, rooms=rooms, after=after
-            )
-            if not claimed:
-                return [], {}, limits.next_opening()
-            admitted, found, opens_in = self._admit(claimed)
-        except BaseException:
-            # Before the answer or after it: nobody will send what the database may hold under this token.
-            self._doubtful.append(self._token)
+        while True:
+            self._put_back_doubtful()
+            # The token is in the journal before the claim: no mail is ever held under one that no journal knows.
+            self._journal.claimed(self._token)
+            try:
+                claimed = ledger.claim(
+                    limit, lease_seconds, token=self._token, room=FIRST_HAND, rooms=rooms, after=after
+                )
+                if not claimed:
+                    return [], {}, limits.next_opening()
+                wanted = self._end_suppressed(claimed)
+                admitted, found, opens_in = self._admit(wanted)
+            except BaseException:
+                # Before the answer or after it: nobody will send what the database may hold under this token.
+                self._doubtful.append(self._token)
+                self._token = uuid.uuid4()
+                raise
+            if not admitted:
+                self._journal.released(self._token)
             self._token = uuid.uuid4()
-            raise
-        if not admitted:
-            self._journal.released(self._token)
-        self._token = uuid.uuid4()
-        return admitted, found, opens_in
+            if wanted:  # else it is claimed again: for the courier nothing would mean that nothing is due
+                return admitted, found, opens_in
+
+    def _end_suppressed(self, claimed: list[Claimed]) -> list[Claimed]:
+        """Brings those to their end whose recipient was suppressed while they waited; the others."""
+        ended = [ledger.suppressed(mail) for mail in claimed if mail.is_suppressed]
+        if ended:
+            ledger.settle(ended, self._worker)
+        return [mail for mail in claimed if not mail.is_suppressed] if ended else claimed
 
     def _admit(self, claimed: list[Claimed]) -> tuple[list[Claimed], dict[int, Route], float | None]:
         accounts = accounts_of(mail.owner_id for mail in claimed)

@@ -128,7 +128,13 @@ RULES: list[type_rule] = [
     ),
     (lambda code, e, _a: 400 <= code < 500 and e == "4.2.2", _FULL),
     (lambda code, _e, _a: 400 <= code < 500, _TEMPORARY),
-    (lambda code, e, a: a.phase == Phase.RCPT and code >= 500 and e.startswith("5.1."), _NO_SUCH_MAILBOX),
+    # 5.1.7 and 5.1.8 are about the sender (RFC 3463), of whom many servers speak only now.
+    (
+        lambda code, e, a: (
+            a.phase == Phase.RCPT and code >= 500 and e.startswith("5.1.") and e not in ("5.1.7", "5.1.8")
+        ),
+        _NO_SUCH_MAILBOX,
+    ),
     (lambda code, _e, _a: 500 <= code < 600, _REJECTED),
 ]
 

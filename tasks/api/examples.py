@@ -37,6 +37,7 @@ _WHOLE: dict[str, Any] = _LISTED | {
     "headers": {"List-Unsubscribe": "<https://example.com/unsubscribe/42>"},
     "attachments": [{"filename": "invoice.txt", "content_type": "text/plain; charset=utf-8", "size": 7}],
     "metadata": {"invoice": 4711},
+    "template": {"name": "invoice", "version": 3},
     "attempts": [
         {
             "number": 1,
@@ -72,6 +73,7 @@ A_DRY_RUN = OpenApiExample(
         "route": {"relay": "own", "host": "smtp.example.com", "port": 587, "security": "auto"},
         "plan": {
             "status": "queued",
+            "cancel_reason": None,
             "due_at": "2030-01-31T09:30:00Z",
             "expires_at": None,
             "lane": "default",

@@ -17,12 +17,12 @@ from accounts.api.serializers import Flag, Text
 from accounts.models import Security, User
 from tasks import headers
 from tasks.api.parts import LONGEST_TAG, Attachments, Headers, Mailbox, Metadata, Tags
-from tasks.api.template_fields import TemplateContext, TemplateName, filled_in
+from tasks.api.template_fields import TemplateContext, TemplateReference, filled_in
 from tasks.models import Attempt, MailTask
 from tasks.states import WAITING, CancelReason, Lane, OnUncertain, Outcome, Phase, Status
 from tasks.submission import NewMail
 from tasks.template_language import Allowance
-from tasks.templates import TemplateVersion
+from tasks.templates import PARTS, MailTemplate, TemplateVersion
 from tasks.waiting import explain
 
 #: Messages of a batch.
@@ -126,8 +126,11 @@ class EnqueueSerializer(serializers.Serializer[NewMail]):
     def mail(self, data: Any, owner: User, allowance: Allowance | None = None) -> NewMail:
         """What is asked for; ValidationError names every field that is wrong. What cannot be stored is not let in by
         the parser, nor by whoever reads a batch, whose mails share an `allowance` for their templates."""
-        if isinstance(data, dict) and "template" in data:
+        if isinstance(data, dict) and data.get("template") is not None:
             return _FROM_TEMPLATE.rendered_mail(data, owner, allowance or Allowance())
+        if isinstance(data, dict) and data.get("context"):
+            # Passed over, it would be a mail that greets {{ name }}.
+            raise serializers.ValidationError({"template": ["A context is for a template."]}, "required")
         return plain_mail(data) or self._any_mail(data)
 
     def _any_mail(self, data: Any) -> NewMail:
@@ -140,42 +143,71 @@ class EnqueueSerializer(serializers.Serializer[NewMail]):
         )
 
 
+_INSTEAD = "as it is, in place of the template's"
+
+
 class TemplatedMailSerializer(EnqueueSerializer):
-    """A mail made from a template: its subject and its texts are the template's."""
+    """A mail made from a template: its subject and its texts are the template's, as far as it brings none itself."""
 
-    subject = body = html_body = None  # type: ignore[assignment]
-    template = TemplateName(help_text="the name of one of your templates, whose newest version is taken")
-    context = TemplateContext(  # type: ignore[assignment]
-        required=False, help_text="what the template is filled in with"
+    subject = Text(
+        max_length=998,
+        trim_whitespace=False,
+        required=False,
+        allow_blank=True,
+        allow_null=True,
+        validators=[headers.refuse_control_characters],
+        help_text=_INSTEAD,
     )
-
-    def to_internal_value(self, data: Any) -> Any:
-        both = [name for name in ("subject", "body", "html_body") if name in data]
-        if both:
-            complaint = "The template brings it; give one of the two."
-            raise serializers.ValidationError({name: [complaint] for name in both}, "not_with_template")
-        return super().to_internal_value(data)
+    body = Text(
+        max_length=LONGEST_BODY,
+        trim_whitespace=False,
+        required=False,
+        allow_blank=True,
+        allow_null=True,
+        help_text=_INSTEAD,
+    )
+    html_body = Text(
+        max_length=LONGEST_BODY,
+        trim_whitespace=False,
+        required=False,
+        allow_blank=True,
+        allow_null=True,
+        help_text=_INSTEAD,
+    )
+    template = TemplateReference(
+        help_text="the name of one of your templates, for its newest version; or name@version"
+    )
+    context = TemplateContext(  # type: ignore[assignment]
+        required=False, allow_null=True, help_text="what the template is filled in with"
+    )
 
     def rendered_mail(self, data: Any, owner: User, allowance: Allowance) -> NewMail:
         asked = self.run_validation(data)
-        name, context = asked.pop("template"), asked.pop("context", {})
-        found = TemplateVersion.objects.newest(owner, name)
+        reference, context = asked.pop("template"), asked.pop("context", None) or {}
+        if reference not in allowance.read:
+            allowance.read[reference] = _named(owner, *reference)
+        template, found = allowance.read[reference]
         if found is None:
-            raise serializers.ValidationError(
-                {"template": ["There is no such template."]}, "unknown_template"
-            )
-        parts = filled_in(found, context, allowance)
+            complaint = "There is no such version of it." if template else "There is no such template."
+            raise serializers.ValidationError({"template": [complaint]}, "unknown_template")
+        parts = filled_in(found, context, allowance, {part: asked.pop(part, None) for part in PARTS})
         return NewMail(
             recipient=asked.pop("recipient_email"),
             subject=parts.subject,
             text=parts.text,
             html=parts.html,
-            template=(name, found.number),
+            template=(template.name, found.number),
             **asked,
         )
 
 
 _FROM_TEMPLATE = TemplatedMailSerializer()
+
+
+def _named(owner: User, name: str, number: int | None) -> tuple[MailTemplate | None, TemplateVersion | None]:
+    template = MailTemplate.objects.of(owner, name)
+    return template, template.at(number) if template else None
+
 
 #: Some addresses of which MailAddress would say the same, their domain apart.
 _PLAIN_ADDRESS = re.compile(

@@ -1,6 +1,8 @@
 """Fields of templates, and their complaints as the API makes them."""
 
 import json
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from drf_spectacular.utils import extend_schema_field
@@ -10,6 +12,7 @@ from accounts.api.serializers import Text
 from tasks.template_language import Allowance
 from tasks.templates import NAME, Filled, PartError, TemplateVersion
 
+_REFERENCE = re.compile(rf"({NAME.pattern})(?:@([1-9][0-9]{{0,8}}))?")
 #: Bytes of a context as JSON.
 MOST_CONTEXT = 65_536
 
@@ -26,6 +29,20 @@ class TemplateName(Text):
         return name
 
 
+@extend_schema_field({"type": "string", "pattern": f"^{_REFERENCE.pattern}$"})
+class TemplateReference(serializers.Field[tuple[str, int | None], Any, Any, Any]):
+    """A name, or name@version; an id does as well. It becomes the two, with None for the newest version."""
+
+    def to_internal_value(self, data: Any) -> tuple[str, int | None]:
+        is_id = isinstance(data, int) and not isinstance(data, bool)
+        found = _REFERENCE.fullmatch(str(data)) if is_id or isinstance(data, str) else None
+        if found is None:
+            raise serializers.ValidationError(
+                "Must be the name of a template, or name@version.", "invalid_name"
+            )
+        return found[1], int(found[2]) if found[2] else None
+
+
 @extend_schema_field({"type": "object", "additionalProperties": {}})
 class TemplateContext(serializers.Field[dict[str, Any], Any, Any, Any]):
     """Plain JSON values by name."""
@@ -38,9 +55,14 @@ class TemplateContext(serializers.Field[dict[str, Any], Any, Any, Any]):
         return data
 
 
-def filled_in(version: TemplateVersion, context: dict[str, Any], allowance: Allowance) -> Filled:
+def filled_in(
+    version: TemplateVersion,
+    context: dict[str, Any],
+    allowance: Allowance,
+    instead: Mapping[str, str] | None = None,
+) -> Filled:
     """ValidationError of the field `context` names the part, its line and what is wrong."""
     try:
-        return version.fill_in(context, allowance)
+        return version.fill_in(context, allowance, instead)
     except PartError as error:
         raise serializers.ValidationError({"context": [f"{error.part}: {error}"]}, error.code) from error

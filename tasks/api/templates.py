@@ -3,7 +3,6 @@
 from typing import Any, cast
 
 from django.db.models import QuerySet
-from django.shortcuts import get_object_or_404
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework import serializers
 from rest_framework.exceptions import NotFound
@@ -14,6 +13,8 @@ from rest_framework.views import APIView
 
 from accounts.api.problems import Conflict, documented
 from accounts.api.serializers import Text
+from accounts.api.throttling import EnqueueThrottle
+from tasks import headers
 from tasks.api.serializers import WholeNumber
 from tasks.api.template_fields import TemplateContext, TemplateName, filled_in
 from tasks.api.views import owner_of
@@ -31,8 +32,6 @@ from tasks.templates import (
     make,
 )
 
-from tasks import headers  # isort: skip
-
 PARTS = {
     "subject": "Welcome, {{ name }}",
     "html_body": "<p>Hello {{ name }},</p>{% for book in books %}<p>{{ book.title }}</p>{% endfor %}",
@@ -42,7 +41,27 @@ A_CHANGE = OpenApiExample("A change", PARTS, request_only=True)
 A_CONTEXT = OpenApiExample(
     "A context", {"context": {"name": "Jane", "books": [{"title": "Emma"}]}}, request_only=True
 )
-VERSION = OpenApiParameter("version", int, description="an older version; the newest if left out")
+_SINCE = {"version": 1, "created_at": "2030-01-31T09:30:00Z"}
+_KEPT = {"id": 7, "name": "welcome", **_SINCE, "body": "", **PARTS}
+MADE = OpenApiExample("Made", _KEPT, response_only=True, status_codes=["201"])
+KEPT = OpenApiExample("A template", _KEPT, response_only=True, status_codes=["200"])
+LISTED = OpenApiExample(
+    "A template",
+    {"id": 7, "name": "welcome", **_SINCE, "updated_at": "2030-01-31T09:30:00Z"},
+    response_only=True,
+)
+LISTED_VERSION = OpenApiExample("A version", {**_SINCE, "subject": PARTS["subject"]}, response_only=True)
+FILLED = OpenApiExample(
+    "Filled in",
+    {
+        "version": 1,
+        "subject": "Welcome, Jane",
+        "body": "Hello Jane,\n\nEmma\n",
+        "html_body": "<p>Hello Jane,</p><p>Emma</p>",
+    },
+    response_only=True,
+)
+NAME = OpenApiParameter("name", str, OpenApiParameter.PATH, description="its name; its id does as well")
 
 
 class PartsSerializer(serializers.Serializer[Any]):
@@ -62,7 +81,7 @@ class PartsSerializer(serializers.Serializer[Any]):
         if not (attrs.get("body") or attrs.get("html_body")):
             raise serializers.ValidationError({"body": ["Give body, html_body, or both."]}, "required")
         try:
-            check({part: attrs.get(part, "") for part in ("subject", "body", "html_body")})
+            check(attrs)
         except PartError as error:
             raise serializers.ValidationError({error.part: [str(error)]}, error.code) from error
         return attrs
@@ -73,6 +92,7 @@ class NewTemplateSerializer(PartsSerializer):
 
 
 class ListedTemplateSerializer(serializers.Serializer[MailTemplate]):
+    id = serializers.IntegerField()
     name = serializers.CharField()
     version = serializers.IntegerField(help_text="the newest")
     created_at = serializers.DateTimeField()
@@ -80,6 +100,7 @@ class ListedTemplateSerializer(serializers.Serializer[MailTemplate]):
 
 
 class TemplateSerializer(serializers.Serializer[TemplateVersion]):
+    id = serializers.IntegerField(source="template_id")
     name = serializers.CharField(source="template.name")
     version = serializers.IntegerField(source="number")
     subject = serializers.CharField()
@@ -89,8 +110,18 @@ class TemplateSerializer(serializers.Serializer[TemplateVersion]):
 
 
 class PreviewSerializer(serializers.Serializer[Any]):
-    context = TemplateContext(required=False)  # type: ignore[assignment]
+    context = TemplateContext(required=False, allow_null=True)  # type: ignore[assignment]
     version = WholeNumber(min_value=1, max_value=2**31 - 1, required=False)
+
+
+class ListedVersionSerializer(serializers.Serializer[TemplateVersion]):
+    version = serializers.IntegerField(source="number")
+    subject = serializers.CharField()
+    created_at = serializers.DateTimeField()
+
+
+class RollbackSerializer(serializers.Serializer[Any]):
+    version = WholeNumber(min_value=1, max_value=2**31 - 1, help_text="whose parts the new version takes")
 
 
 class FilledSerializer(serializers.Serializer[Any]):
@@ -101,7 +132,9 @@ class FilledSerializer(serializers.Serializer[Any]):
 
 
 class VersionFilterSerializer(serializers.Serializer[Any]):
-    version = serializers.IntegerField(min_value=1, max_value=2**31 - 1, required=False)
+    version = serializers.IntegerField(
+        min_value=1, max_value=2**31 - 1, required=False, help_text="an older one; the newest if left out"
+    )
 
 
 class TemplatesView(ListAPIView[MailTemplate]):
@@ -114,7 +147,8 @@ class TemplatesView(ListAPIView[MailTemplate]):
 
     @extend_schema(
         operation_id="templates_list",
-        responses={200: ListedTemplateSerializer(many=True)} | documented(400, 401, 503),
+        responses={200: ListedTemplateSerializer(many=True)} | documented(400, 401),
+        examples=[LISTED],
         tags=["templates"],
     )
     def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
@@ -124,8 +158,8 @@ class TemplatesView(ListAPIView[MailTemplate]):
     @extend_schema(
         operation_id="templates_make",
         request=NewTemplateSerializer,
-        responses={201: TemplateSerializer} | documented(400, 401, 409, 413, 415, 503),
-        examples=[A_TEMPLATE],
+        responses={201: TemplateSerializer} | documented(400, 401, 409, 413, 415),
+        examples=[A_TEMPLATE, MADE],
         tags=["templates"],
     )
     def post(self, request: Request) -> Response:
@@ -144,11 +178,24 @@ class TemplatesView(ListAPIView[MailTemplate]):
 
 
 def _own(request: Request, name: str) -> MailTemplate:
-    return get_object_or_404(MailTemplate, owner=owner_of(request), name=name.replace("\0", ""))
+    found = MailTemplate.objects.of(owner_of(request), name.replace("\0", ""))
+    if found is None:
+        raise NotFound
+    return found
 
 
 def _version(template: MailTemplate, number: int | None) -> TemplateVersion:
-    return get_object_or_404(template.versions, number=number or template.version)
+    found = template.at(number)
+    if found is None:
+        raise NotFound
+    return found
+
+
+def _changed(template: MailTemplate, parts: dict[str, str]) -> TemplateVersion:
+    try:
+        return template.change(parts)
+    except MailTemplate.DoesNotExist as error:  # deleted meanwhile
+        raise NotFound from error
 
 
 class TemplateView(APIView):
@@ -156,8 +203,9 @@ class TemplateView(APIView):
 
     @extend_schema(
         operation_id="templates_get",
-        parameters=[VERSION],
-        responses={200: TemplateSerializer} | documented(400, 401, 404, 503),
+        parameters=[NAME, VersionFilterSerializer],
+        responses={200: TemplateSerializer} | documented(400, 401, 404),
+        examples=[KEPT],
         tags=["templates"],
     )
     def get(self, request: Request, name: str) -> Response:
@@ -169,9 +217,10 @@ class TemplateView(APIView):
 
     @extend_schema(
         operation_id="templates_change",
+        parameters=[NAME],
         request=PartsSerializer,
-        responses={200: TemplateSerializer} | documented(400, 401, 404, 413, 415, 503),
-        examples=[A_CHANGE],
+        responses={200: TemplateSerializer} | documented(400, 401, 404, 413, 415),
+        examples=[A_CHANGE, KEPT],
         tags=["templates"],
     )
     def put(self, request: Request, name: str) -> Response:
@@ -179,16 +228,13 @@ class TemplateView(APIView):
         template = _own(request, name)
         wanted = PartsSerializer(data=request.data)
         wanted.is_valid(raise_exception=True)
-        try:
-            made = template.change(cast("dict[str, str]", wanted.validated_data))
-        except MailTemplate.DoesNotExist as error:
-            raise NotFound from error
+        made = _changed(template, cast("dict[str, str]", wanted.validated_data))
         return Response(TemplateSerializer(made).data)
 
     @extend_schema(
         operation_id="templates_delete",
-        responses={204: OpenApiResponse(description="Deleted, with all its versions")}
-        | documented(401, 404, 503),
+        parameters=[NAME],
+        responses={204: OpenApiResponse(description="Deleted, with all its versions")} | documented(401, 404),
         tags=["templates"],
     )
     def delete(self, request: Request, name: str) -> Response:
@@ -197,14 +243,56 @@ class TemplateView(APIView):
         return Response(status=204)
 
 
+class VersionsView(ListAPIView[TemplateVersion]):
+    scopes = {"GET": "read"}
+    serializer_class = ListedVersionSerializer
+    queryset = TemplateVersion.objects.none()
+
+    def get_queryset(self) -> QuerySet[TemplateVersion]:
+        return _own(self.request, self.kwargs["name"]).versions.all()
+
+    @extend_schema(
+        operation_id="templates_versions",
+        parameters=[NAME],
+        responses={200: ListedVersionSerializer(many=True)} | documented(400, 401, 404),
+        examples=[LISTED_VERSION],
+        tags=["templates"],
+    )
+    def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """The versions of a template that are kept, newest first."""
+        return super().get(request, *args, **kwargs)
+
+
+class RollbackView(APIView):
+    scopes = {"POST": "manage"}
+
+    @extend_schema(
+        operation_id="templates_rollback",
+        parameters=[NAME],
+        request=RollbackSerializer,
+        responses={200: TemplateSerializer} | documented(400, 401, 404, 413, 415),
+        examples=[OpenApiExample("To the first", {"version": 1}, request_only=True), KEPT],
+        tags=["templates"],
+    )
+    def post(self, request: Request, name: str) -> Response:
+        """A new version that says what an older one said."""
+        template = _own(request, name)
+        asked = RollbackSerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        older = _version(template, asked.validated_data["version"])
+        return Response(TemplateSerializer(_changed(template, older.parts())).data)
+
+
 class PreviewView(APIView):
     scopes = {"POST": "read"}
+    throttle_classes = [EnqueueThrottle]  # it takes as long as a mail
 
     @extend_schema(
         operation_id="templates_preview",
+        parameters=[NAME],
         request=PreviewSerializer,
-        responses={200: FilledSerializer} | documented(400, 401, 404, 413, 415, 503),
-        examples=[A_CONTEXT],
+        responses={200: FilledSerializer} | documented(400, 401, 404, 413, 415),
+        examples=[A_CONTEXT, FILLED],
         tags=["templates"],
     )
     def post(self, request: Request, name: str) -> Response:
@@ -214,7 +302,7 @@ class PreviewView(APIView):
         asked.is_valid(raise_exception=True)
         # Read past `context`, which is what a serializer calls something of its own.
         version = _version(template, asked.validated_data.get("version"))
-        parts = filled_in(version, asked.validated_data.get("context", {}), Allowance())
+        parts = filled_in(version, asked.validated_data.get("context") or {}, Allowance())
         said = {
             "version": version.number,
             "subject": parts.subject,

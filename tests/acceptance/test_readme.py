@@ -61,7 +61,7 @@ def until(ask: Callable[[], Any], holds: Callable[[Any], bool]) -> Any:
 
 
 def test_the_walk_through_runs_as_it_stands(shell: Shell) -> None:
-    log_in, enqueue, watch, look, read, later, bob, what_failed = WALK_THROUGH
+    log_in, enqueue, watch, look, read, later, template, suppress, bob, what_failed = WALK_THROUGH
 
     registered = json.loads("\n".join(shell.paste(log_in)))
     assert registered["email"] == "ada@example.com"
@@ -79,6 +79,12 @@ def test_the_walk_through_runs_as_it_stands(shell: Shell) -> None:
     waiting, cancelled = map(json.loads, shell.paste(later))
     assert [each["waiting"]["reason"] for each in waiting["results"]] == ["scheduled"]
     assert (cancelled["status"], cancelled["cancel_reason"]) == ("cancelled", "user")
+
+    _, filled, accepted = map(json.loads, shell.paste(template))
+    assert (filled["subject"], filled["body"]) == ("Welcome, Jane", "Hello Jane,\n\nit works.\n")
+    assert accepted["status"] == "queued"
+    (suppressed,) = map(json.loads, shell.paste(suppress))
+    assert (suppressed["address"], suppressed["reason"]) == ("joe@example.com", "manual")
 
     registered, accepted = map(json.loads, shell.paste(bob))
     assert (registered["smtp_host"], registered["smtp_port"]) == ("127.0.0.1", 9)

@@ -1,19 +1,21 @@
 """The list of suppressions: who comes on it, what becomes of mail to them, and how they come off again."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from django.db import transaction
 from django.test import Client
+from django.utils import timezone
 from rest_framework.test import APIClient
 
 from accounts.models import User
-from mailqueue.delivery.courier import Courier
+from mailqueue.delivery.courier import GROUP, Courier
 from tasks import doorbell, ledger, submission
 from tasks.ledger import Settlement
-from tasks.models import Attempt, Due, MailTask
+from tasks.models import Attempt, Claim, Due, MailTask
 from tasks.states import CancelReason, Outcome, Phase, Status
 from tasks.suppressions import Cause, Suppression
 from tests.factories import MailFactory, UserFactory, claim_one, client_of, sending_user
@@ -67,6 +69,25 @@ def test_an_address_is_put_on_the_list_once(api: APIClient) -> None:
     again = add(api, "jane@example.COM")
     assert (again.status_code, again.json()) == (200, first.json())
     assert listed(api) == ["jane@example.com"]
+
+
+@pytest.mark.parametrize("field", ["email", "recipient_email"])
+def test_the_address_has_other_names_too(api: APIClient, field: str) -> None:
+    assert api.post(LIST, {field: "jane@example.com"}, format="json").json()["address"] == "jane@example.com"
+    assert api.post(LIST, {field: "nobody"}, format="json").status_code == 400
+
+
+@pytest.mark.parametrize("entry", ["Jane@Bücher.example", "jane@xn--bcher-kva.EXAMPLE"])
+def test_an_entry_is_taken_off_by_its_address_too(api: APIClient, entry: str) -> None:
+    add(api, "jane@bücher.example")
+    assert client_of(UserFactory()).delete(f"{LIST}/{entry}").status_code == 404
+    assert api.delete(f"{LIST}/{entry}").status_code == 204
+    assert api.delete(f"{LIST}/{entry}").status_code == 404
+
+
+@pytest.mark.parametrize("entry", ["0", "9" * 30, "nobody", "a@b@c", "\u0663", "%00"])
+def test_what_is_no_entry_is_not_found(api: APIClient, entry: str) -> None:
+    assert api.delete(f"{LIST}/{entry}").status_code == 404
 
 
 def test_a_domain_beyond_ascii_is_listed_as_it_goes_over_the_wire(api: APIClient) -> None:
@@ -245,6 +266,55 @@ def test_there_is_no_result_without_its_entry_in_the_list(owner: User) -> None:
     assert not Suppression.objects.exists()
 
 
+# After it was accepted --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [Status.QUEUED, Status.SCHEDULED, Status.FAILED])
+def test_mail_that_waits_is_cancelled_when_its_recipient_is_suppressed(
+    api: APIClient, owner: User, status: Status
+) -> None:
+    mail = MailFactory(owner=owner, recipient="Jane@example.com", status=status)
+    others = [
+        MailFactory(owner=owner, recipient="joe@example.com"),
+        MailFactory(recipient="Jane@example.com"),
+    ]
+    add(api, "Jane@example.com")
+    shown = api.get(f"{TASK}/{mail.pk}").json()
+    assert (shown["status"], shown["cancel_reason"]) == ("cancelled", "suppressed")
+    assert shown["finished_at"]
+    assert set(Due.objects.values_list("task_id", flat=True)) == {each.pk for each in others}
+
+
+@pytest.mark.parametrize("status", [Status.SUCCESS, Status.CANCELLED, Status.UNCERTAIN])
+def test_mail_that_does_not_wait_stays_as_it_is(api: APIClient, owner: User, status: Status) -> None:
+    mail = MailFactory(owner=owner, recipient="jane@example.com", status=status)
+    reason = mail.cancel_reason
+    add(api, "jane@example.com")
+    mail.refresh_from_db()
+    assert (mail.status, mail.cancel_reason) == (status, reason)
+
+
+def test_a_claim_tells_whose_recipient_was_suppressed_meanwhile(owner: User) -> None:
+    """Also by a relay's answer, in other letters, and in the moment between acceptance and claim."""
+    names = ["Jane@Example.com", "jane@example.com", "joe@example.com"]
+    mails = [MailFactory(owner=owner, recipient=name) for name in names]
+    mails.append(MailFactory(recipient="jane@example.com"))
+    Suppression.objects.add(owner, "JANE@example.com")
+    claimed = ledger.claim(10, 60, token=uuid4(), room=50)
+    assert {mail.id for mail in claimed if mail.is_suppressed} == {mails[0].pk, mails[1].pk}
+    assert len(claimed) == 4
+
+
+def test_a_suppressed_mail_uses_up_no_try(owner: User) -> None:
+    mail = MailFactory(owner=owner, recipient="jane@example.com")
+    Suppression.objects.add(owner, "jane@example.com")
+    assert ledger.settle([ledger.suppressed(claim_one())], "worker:1") == {mail.pk}
+    mail.refresh_from_db()
+    assert (mail.status, mail.cancel_reason) == (Status.CANCELLED, CancelReason.SUPPRESSED)
+    assert (mail.try_count, mail.started_at) == (0, None)
+    assert not Attempt.objects.exists()
+
+
 # Retried ----------------------------------------------------------------------------------------------
 
 
@@ -264,7 +334,7 @@ def test_a_suppressed_mail_is_retried_once_its_recipient_is_off_the_list(api: AP
 @pytest.mark.parametrize("status", [Status.CANCELLED, Status.FAILED, Status.UNCERTAIN])
 def test_no_retry_writes_to_somebody_on_the_list(api: APIClient, owner: User, status: Status) -> None:
     mail = MailFactory(owner=owner, recipient="jane@example.com", status=status)
-    add(api, "jane@example.com")
+    Suppression.objects.add(owner, "jane@example.com")
     assert api.post(f"{TASK}/{mail.pk}/retry").json()["code"] == "suppressed"
     mail.refresh_from_db()
     assert mail.status == status
@@ -355,6 +425,41 @@ class TestCourier:
         courier.drain(30.0)
         found = list(Suppression.objects.values_list("owner_id", "address", "reply", "task_id"))
         assert found == [(mail.owner_id, "gone@example.com", reply, mail.pk)] * is_listed
+
+    def test_what_waits_for_somebody_who_bounced_is_not_sent(self, courier: Courier, relay: Relay) -> None:
+        owner = sending_user(relay.port)
+        first = MailFactory(owner=owner, recipient="gone@example.com")
+        in_an_hour = timezone.now() + timedelta(hours=1)
+        later = [
+            MailFactory(owner=owner, recipient="Gone@example.com", due_at=in_an_hour),
+            MailFactory(owner=owner, recipient="gone@EXAMPLE.com", due_at=in_an_hour),
+        ]
+        other = MailFactory(owner=owner, recipient="joe@example.com", due_at=in_an_hour)
+        relay.always("rcpt", "550 5.1.1 no such user", to="gone@example.com")
+        courier.drain(30.0)
+        Due.objects.update(due_at=timezone.now())
+        courier.drain(30.0)
+        seen = {task.pk: (task.status, task.cancel_reason) for task in MailTask.objects.all()}
+        assert seen == {
+            first.pk: (Status.CANCELLED, CancelReason.REJECTED),
+            **dict.fromkeys([each.pk for each in later], (Status.CANCELLED, CancelReason.SUPPRESSED)),
+            other.pk: (Status.SUCCESS, None),
+        }
+        assert [mail.recipient for mail in relay.accepted] == ["joe@example.com"]
+
+    def test_a_group_of_nothing_but_suppressed_mail_does_not_end_the_drain(
+        self, courier: Courier, relay: Relay
+    ) -> None:
+        owner = sending_user(relay.port)
+        Suppression.objects.add(owner, "gone@example.com")
+        for _ in range(GROUP + 1):
+            MailFactory(owner=owner, recipient="gone@example.com")
+        wanted = MailFactory(owner=owner, recipient="joe@example.com")
+        courier.drain(30.0)
+        wanted.refresh_from_db()
+        assert wanted.status == Status.SUCCESS
+        assert MailTask.objects.filter(cancel_reason=CancelReason.SUPPRESSED).count() == GROUP + 1
+        assert not Claim.objects.exists()
 
     def test_a_magic_address_may_be_rejected_again_and_again(self, courier: Courier, relay: Relay) -> None:
         owner = sending_user(relay.port)

@@ -2,8 +2,10 @@
 
 from email import message_from_bytes, policy
 from typing import Any
+from urllib.parse import quote
 
 import pytest
+from django.test import Client
 from rest_framework.test import APIClient
 
 from accounts.models import User
@@ -65,6 +67,40 @@ def test_a_change_is_a_new_version_and_the_old_one_stays(api: APIClient, welcome
     assert api.get(f"{TEMPLATES}/welcome?version=1").json() == welcome
     assert api.get(f"{TEMPLATES}/welcome?version=3").status_code == 404
     assert complaints(api.get(f"{TEMPLATES}/welcome?version=x")) == [("version", "invalid")]
+
+
+def test_its_versions_are_listed(api: APIClient, welcome: dict[str, Any]) -> None:
+    api.put(f"{TEMPLATES}/welcome", {"subject": "Hi", "body": "Hi"}, format="json")
+    listed = api.get(f"{TEMPLATES}/welcome/versions").json()["results"]
+    assert [(each["version"], each["subject"]) for each in listed] == [(2, "Hi"), (1, "Welcome, {{ name }}")]
+    assert api.get(f"{TEMPLATES}/other/versions").status_code == 404
+
+
+def test_a_rollback_is_a_new_version_that_says_what_an_older_one_said(
+    api: APIClient, welcome: dict[str, Any]
+) -> None:
+    api.put(f"{TEMPLATES}/welcome", {"subject": "Hi", "body": "Hi"}, format="json")
+    rolled = api.post(f"{TEMPLATES}/welcome/rollback", {"version": 1}, format="json").json()
+    assert rolled.items() >= {"version": 3, "body": "", **WELCOME}.items()
+    assert api.get(f"{TEMPLATES}/welcome").json() == rolled
+    assert api.post(f"{TEMPLATES}/welcome/rollback", {"version": 9}, format="json").status_code == 404
+    assert complaints(api.post(f"{TEMPLATES}/welcome/rollback", {}, format="json")) == [
+        ("version", "required")
+    ]
+
+
+def test_staff_see_what_a_template_says(api: APIClient, welcome: dict[str, Any]) -> None:
+    staff = Client()
+    staff.force_login(UserFactory(is_staff=True, is_superuser=True))
+    page = staff.get("/admin/tasks/mailtemplate/?q=welc").content.decode()
+    assert f"/admin/tasks/mailtemplate/{welcome['id']}/change/" in page
+    assert "welcome" not in staff.get("/admin/tasks/mailtemplate/?q=other").content.decode()
+    shown = staff.get(f"/admin/tasks/mailtemplate/{welcome['id']}/change/").content.decode()
+    assert "Welcome, {{ name }}" in shown
+    assert "&lt;p&gt;Hello &lt;b&gt;{{ name }}" in shown
+    assert (
+        staff.post(f"/admin/tasks/mailtemplate/{welcome['id']}/delete/", {"post": "yes"}).status_code == 403
+    )
 
 
 def test_the_oldest_versions_leave(
@@ -212,11 +248,77 @@ def test_all_else_goes_with_a_template(api: APIClient, welcome: dict[str, Any]) 
     assert (shown["tags"], shown["lane"], shown["from_name"]) == (["a"], "bulk", "Ada")
 
 
-@pytest.mark.parametrize("field", ["subject", "body", "html_body"])
-def test_what_the_template_brings_is_not_given_too(
-    api: APIClient, welcome: dict[str, Any], field: str
+def said(task_id: int) -> tuple[str, str, str]:
+    """Subject, text and HTML of a mail."""
+    raw = bytes(MailTask.objects.get(pk=task_id).content.raw)
+    mail: Any = message_from_bytes(raw, policy=policy.default)
+    html = mail.get_body(("html",))
+    text = mail.get_body(("plain",)).get_content().strip()
+    return mail["Subject"], text, html.get_content().strip() if html else ""
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({"subject": "{{ mine }}"}, ("{{ mine }}", "Hello <Jane>", "<p>Hello <b>&lt;Jane&gt;</b></p>")),
+        ({"body": "{{ mine }}"}, ("Welcome, <Jane>", "{{ mine }}", "<p>Hello <b>&lt;Jane&gt;</b></p>")),
+        ({"html_body": "<p>mine"}, ("Welcome, <Jane>", "mine", "<p>mine")),
+        (
+            {"subject": "", "body": None, "html_body": ""},
+            ("Welcome, <Jane>", "Hello <Jane>", "<p>Hello <b>&lt;Jane&gt;</b></p>"),
+        ),
+    ],
+)
+def test_what_a_mail_brings_itself_takes_the_place_of_the_templates_part(
+    api: APIClient, welcome: dict[str, Any], own: dict[str, Any], expected: tuple[str, str, str]
 ) -> None:
-    assert complaints(enqueue(api, **{field: "mine"})) == [(field, "not_with_template")]
+    answer = enqueue(api, **own)
+    assert answer.status_code == 202, answer.content
+    assert said(answer.json()["task_id"]) == expected
+
+
+def test_a_mails_own_subject_is_looked_at_as_ever(api: APIClient, welcome: dict[str, Any]) -> None:
+    assert complaints(enqueue(api, subject="a\nBcc: x@example.com")) == [("subject", "control_character")]
+
+
+def test_a_mail_may_ask_for_a_version(api: APIClient, welcome: dict[str, Any]) -> None:
+    api.put(f"{TEMPLATES}/welcome", {"subject": "Now", "body": "Now"}, format="json")
+    first = enqueue(api, template="welcome@1")
+    assert said(first.json()["task_id"])[0] == "Welcome, <Jane>"
+    assert api.get(first["Location"]).json()["template"] == {"name": "welcome", "version": 1}
+    assert complaints(enqueue(api, template="welcome@3")) == [("template", "unknown_template")]
+    assert complaints(enqueue(api, template="welcome@x")) == [("template", "invalid_name")]
+
+
+def test_an_id_stands_for_a_name(api: APIClient, welcome: dict[str, Any]) -> None:
+    pk = welcome["id"]
+    assert api.get(f"{TEMPLATES}/{pk}").json() == welcome
+    for reference in (pk, str(pk), f"{pk}@1"):
+        answer = enqueue(api, template=reference)
+        assert api.get(answer["Location"]).json()["template"] == {"name": "welcome", "version": 1}
+    assert client_of(UserFactory()).get(f"{TEMPLATES}/{pk}").status_code == 404
+
+
+@pytest.mark.parametrize("name", ["9" * 30, "\u0663", "a\0b", "-1", "welcome@1"])
+def test_what_can_be_no_name_is_not_found(api: APIClient, welcome: dict[str, Any], name: str) -> None:
+    assert api.get(f"{TEMPLATES}/{quote(name)}").status_code == 404
+
+
+def test_a_context_without_a_template_is_a_mistake(api: APIClient) -> None:
+    plain = {"recipient_email": "jane@example.com", "subject": "Hi {{ name }}", "body": "Hi"}
+    for template in ({}, {"template": None}):
+        response = api.post(
+            "/api/v1/task/enqueue", plain | {"context": {"name": "Jane"}} | template, format="json"
+        )
+        assert complaints(response) == [("template", "required")]
+    for nothing in ({"context": {}}, {"context": None, "template": None}):
+        assert api.post("/api/v1/task/enqueue", plain | nothing, format="json").status_code == 202
+
+
+def test_markup_without_end_is_refused_before_a_text_is_made_of_it(api: APIClient) -> None:
+    many = "{% for a in l %}" + "<" * 1_000 + "{% endfor %}"
+    make(api, html_body=many)
+    assert complaints(enqueue(api, context={"l": [1] * 2_000})) == [("context", "template_error")]
 
 
 def test_a_batch_may_mix_and_names_what_does_not_fit(api: APIClient, welcome: dict[str, Any]) -> None:
@@ -226,13 +328,14 @@ def test_a_batch_may_mix_and_names_what_does_not_fit(api: APIClient, welcome: di
         plain,
         MAIL | {"template": "nothing"},
         MAIL | {"context": {"name": "a\nb"}},
-        MAIL | {"template": 5},
+        MAIL | {"template": ["welcome"]},
+        plain | {"context": {"name": "Joe"}},
     ]
     answer = api.post("/api/v1/task/enqueue/batch", {"messages": messages}, format="json")
     results = answer.json()["results"]
-    assert ["task_id" in each for each in results] == [True, True, False, False, False]
+    assert ["task_id" in each for each in results] == [True, True, False, False, False, False]
     codes = [each["error"]["errors"][0]["code"] for each in results[2:]]
-    assert codes == ["unknown_template", "control_character", "invalid"]
+    assert codes == ["unknown_template", "control_character", "invalid_name", "required"]
     assert set(MailTask.objects.values_list("subject", flat=True)) == {"Welcome, <Jane>", "hello"}
 
 
@@ -244,6 +347,20 @@ def test_the_mails_of_a_batch_share_what_templates_may_take(api: APIClient) -> N
     kept = ["task_id" in each for each in answer.json()["results"]]
     assert kept == sorted(kept, reverse=True)
     assert 5 < sum(kept) < 40
+
+
+def test_a_batch_reads_a_template_once(
+    api: APIClient, welcome: dict[str, Any], django_assert_max_num_queries: Any
+) -> None:
+    with django_assert_max_num_queries(20):
+        answer = api.post("/api/v1/task/enqueue/batch", {"messages": [MAIL] * 50}, format="json")
+    assert all("task_id" in each for each in answer.json()["results"])
+
+
+def test_no_context_is_an_empty_one(api: APIClient, welcome: dict[str, Any]) -> None:
+    for nothing in ({}, None):
+        assert preview(api, context=nothing).json()["subject"] == "Welcome, "
+        assert said(enqueue(api, context=nothing).json()["task_id"])[0].strip() == "Welcome,"
 
 
 def test_a_dry_run_renders_the_template(api: APIClient, welcome: dict[str, Any]) -> None:

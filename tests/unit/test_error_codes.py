@@ -36,7 +36,7 @@ ERRORS = {
     "DjangoValidationError",
 }
 #: Second of `_answer(status, detail, code)` and the like.
-ANSWERS = {"_answer": 2, "problem": 2, "RegexValidator": 2}
+ANSWERS = {"_answer": 2, "problem": 2, "RegexValidator": 2, "PartError": 2}
 #: No caller sees them.
 INTERNAL = {
     "conflict": "the default of Conflict, which is always raised with a code here",

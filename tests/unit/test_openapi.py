@@ -42,6 +42,15 @@ def test_what_is_sent_and_answered_has_examples_that_fit_the_schema(name):
             jsonschema.Draft202012Validator(whole).validate(each)
 
 
+def test_a_body_is_wanted_where_something_in_it_is():
+    optional = {
+        name
+        for name, each in OPERATIONS.items()
+        if "requestBody" in each and not each["requestBody"].get("required")
+    }
+    assert optional == {"user_change", "templates_preview"}
+
+
 def test_a_key_may_do_what_its_scopes_say_and_some_calls_are_open():
     needed = {name: operation["security"] for name, operation in OPERATIONS.items()}
     assert needed["enqueue"] == [{"bearer": []}, {"apiKey": ["send"]}]

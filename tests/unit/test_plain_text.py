@@ -12,12 +12,13 @@ from tasks.plain_text import text_of
         ("<p>a\n  b</p>", "a b\n"),
         ('<a href="https://x.example/?a=1&amp;b=2">here</a>.', "here (https://x.example/?a=1&b=2).\n"),
         ("<a href='#top'>up</a> <a name=x>there</a>", "up there\n"),
-        ("<ul><li>one</li><li>two</li></ul>", "- one\n\n- two\n"),
-        ("<table><tr><td>a</td><td>b</td></tr><tr><td>c</td></tr></table>", "a b\n\nc\n"),
+        ("<ul><li>one</li><li>two</li></ul>", "- one\n- two\n"),
+        ("<table><tr><td>a</td><td>b</td></tr><tr><td>c</td></tr></table>", "a b\nc\n"),
         ("<head><title>t</title></head><style>p{}</style><script>if (a<b) x</script>seen", "seen\n"),
         ("a<!-- <b>hidden</b> -->b", "ab\n"),
         ("<!DOCTYPE html>a", "a\n"),
-        ("1 < 2 and 3 > 2", "1 < 2 and 3 > 2\n"),
+        ("1 < 2 and 3 > 2, 1 << 4", "1 < 2 and 3 > 2, 1 << 4\n"),
+        ("<a href=x><img src=y alt='Our shop'></a>&nbsp;&nbsp;b", "Our shop (x) b\n"),
         ("&lt;b&gt; &eacute;", "<b> é\n"),
         ("", "\n"),
         ("<!-- never closed <p>x</p>", "\n"),
@@ -28,7 +29,8 @@ def test_it_says_what_the_html_says(html, text):
 
 
 @pytest.mark.parametrize(
-    "piece", ["<!--", "<a href='", "<", "&", "<style>", " \n", "<![CDATA[", "<p", "</", "<a href="]
+    "piece",
+    ["<!--", "<a href='", "<", "&", "<style>", " \n", "<![CDATA[", "<p", "</", "<a href=", "<img alt"],
 )
 def test_what_is_never_closed_takes_no_longer_for_it(piece):
     # Two million characters: whatever takes the square of that does not end within the suite's time.

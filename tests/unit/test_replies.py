@@ -67,6 +67,8 @@ REPLIES = [
     # the recipient does not exist
     ("rcpt", "550 5.1.1 No such user", SUPPRESSED),
     ("rcpt", "553 5.1.3 Bad address syntax", SUPPRESSED),
+    ("rcpt", "550 5.1.8 <ada@nowhere.example>: Sender address rejected: Domain not found", REJECTED),
+    ("rcpt", "553 5.1.7 Sender address has bad syntax", REJECTED),
     # policy: rejected, not suppressed
     ("rcpt", "550 5.7.1 Relaying denied", REJECTED),
     ("reply", "554 5.7.1 On a block list", REJECTED),

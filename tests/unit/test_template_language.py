@@ -40,6 +40,8 @@ def test_it_says_what_django_would(source, context, expected):
         ("{{ v }}", "&lt;b&gt;&amp;&#x27;"),
         ("{{ v|upper }}", "&lt;B&gt;&amp;&#x27;"),
         ("{{ l|join:v }}", "a&lt;b&gt;&amp;&#x27;b"),
+        ("{{ l.2|force_escape|cut:'amp' }}{{ v|linebreaksbr }}", "&lt;i&gt;&lt;b&gt;&amp;&#x27;"),
+        ("{{ l|join:'<br>' }}", "a<br>b"),
         ("{{ missing|default:v }}", "&lt;b&gt;&amp;&#x27;"),
         ("{{ l.2|linebreaks }}", "<p>&lt;i&gt;</p>"),
         ("{% for x in o.items %}{{ x.0 }}{% endfor %}", "&lt;key&gt;"),
@@ -111,7 +113,13 @@ def test_private_names_do_not_compile(source):
         ("\n{{ x y }}", "line 2: Could not parse"),
         ("{% if x %}" * 900 + "{% endif %}" * 900, "too deeply"),
         ("{{ x }}" * 2001, "more than 2,000"),
-        ("\n{% if " + "and ".join(["x "] * 500) + "%}{% endif %}", "line 2: A tag has more than 500"),
+        (
+            "\n{% if " + "and ".join(["x "] * 500) + "%}{% endif %}",
+            "line 2: A tag or variable has more than 1,000",
+        ),
+        *[(f"a\n{opening * 50_000}", f"line 2: {opening} is left open") for opening in ("{{", "{%", "{#")],
+        ("{{ x" + " " * 90_000 + "y }}", "line 1: A tag or variable has more than 1,000"),
+        ('{{ "' + '\\"' * 49_000 + " }}", "line 1: A tag or variable has more than 1,000"),
     ],
 )
 def test_what_does_not_compile_is_named_with_its_line(source, complaint):
@@ -149,14 +157,24 @@ NUMBERS, LONG = list(range(10_000)), "x" * 60_000
         "{% for a in l %}" + "a{##}" * 900 + "{% endfor %}",
         "{% for a in l %}{% if a in l and l == l and s == s %}{% endif %}{% endfor %}",
         "{% for a in l %}{% if " + "and ".join(["a "] * 80) + "%}{% endif %}{% endfor %}",
-        "{{ s" + "|force_escape" * 5_000 + " }}",
+        "{% for a in l %}{{ s" + "|force_escape" * 70 + " }}{% endfor %}",
+        "{% for a in l %}{{ number }}{{ number }}{{ number }}{% endfor %}",
+        "{% for a in l %}{{ d.items.0.0 }}{% endfor %}",
         "{% for a in l %}{% with b=l %}{% if b %}{% endif %}{% endwith %}{% endfor %}",
         "{% for a in l %}{% for b in d.items %}{% endfor %}{% endfor %}",
     ],
 )
 def test_what_would_take_long_or_grow_large_is_ended(source):
     with pytest.raises(TemplateError, match="takes too long"):
-        said(source, {"l": NUMBERS, "s": LONG, "d": {str(number): number for number in range(500)}})
+        said(
+            source,
+            {
+                "l": NUMBERS,
+                "s": LONG,
+                "d": {str(number): number for number in range(500)},
+                "number": 10**4_000,
+            },
+        )
 
 
 def test_a_long_invoice_is_no_bomb():
@@ -174,3 +192,101 @@ def test_the_same_template_and_context_take_the_same_steps():
         )
         left.append(allowance.left)
     assert left[0] == left[1] < STEPS - 99
+
+
+SECRETS = ["SECRET", "class", "object at", "function", "method", "<module", "DATABASE"]
+#: From the corpora that testers of template injection use: nothing runs, nothing is read, nothing is unescaped.
+INJECTIONS = [
+    "{{ 7*7 }}",
+    "{{ ''.__class__.__mro__.1.__subclasses__ }}",
+    "{{ settings.SECRET_KEY }}{{ settings.DATABASES.default }}",
+    "{{ request.user.password }}{{ request.META }}{{ user.password }}",
+    "{{ request.session.items }}{{ csrf_token }}{{ block.super }}{{ perms }}{{ messages.storages.0 }}",
+    "{{ n.real }}{{ n.to_bytes }}{{ s.format_map }}{{ s.encode }}{{ l.pop }}{{ d.popitem }}{{ d.setdefault }}",
+    "{{ forloop.parentloop }}{{ self }}{{ context }}{{ dicts }}{{ template.engine }}{{ render_context }}",
+    "{{ True.real }}{{ None.x }}{{ l.-1 }}{{ l.1e9 }}{{ l.0x0 }}",
+    "{{ lipsum }}{{ cycler }}{{ config.items }}{{ range }}{{ joiner }}{{ namespace }}",
+    "${7*7}#{7*7}<%= 7*7 %>${{7*7}}@(7*7)",
+    "{% load log %}{% get_admin_log 10 as log %}{{ log }}",
+    "{% include '/etc/passwd' %}",
+    "{% include request.GET.x %}",
+    "{% extends 'admin/base.html' %}",
+    "{% extends d %}",
+    "{% ssi '/etc/passwd' %}",
+    "{% debug %}",
+    "{% csrf_token %}",
+    "{% url 'admin:index' %}",
+    "{% static 'x' %}",
+    "{% autoescape off %}{{ s }}{% endautoescape %}",
+    "{% filter safe %}{{ s }}{% endfilter %}",
+    "{% firstof s %}",
+    "{% cycle 'a' 'b' as x %}",
+    "{% regroup l by x as y %}",
+    "{% now 'Y' %}",
+    "{% lorem 100000 p %}",
+    "{% widthratio 1 1 100 %}",
+    "{% spaceless %} {% endspaceless %}",
+    "{% templatetag openblock %}",
+    "{% resetcycle %}",
+    "{% querystring %}",
+    "{% ifchanged s %}{% endifchanged %}",
+    "{% block x %}{% endblock %}",
+    "{% trans 'x' %}{% blocktranslate %}x{% endblocktranslate %}",
+    "{% language 'de' %}{% endlanguage %}",
+    "{% cache 500 x %}{% endcache %}",
+    "{% for x in s.__class__ %}{% endfor %}",
+    "{% with a=s.__init__ %}{{ a }}{% endwith %}",
+    "{% if s.__class__ %}x{% endif %}",
+    "{{ s|safe }}",
+    "{{ l|safeseq|join:'' }}",
+    "{{ s|striptags }}",
+    "{{ s|pprint }}",
+    "{{ l|random }}",
+    "{{ s|stringformat:'1000000000d' }}",
+    "{{ s|ljust:1000000000 }}",
+    "{{ s|center:1000000000 }}",
+    "{{ s|add:s }}",
+    "{{ s|make_list }}",
+    "{{ l|dictsort:'__class__' }}",
+    "{{ l|unordered_list }}",
+    "{{ s|json_script:'x' }}",
+    "{{ s|attr:'__class__' }}",
+    "{{ s|get_digit:1 }}",
+    "{{ s|phone2numeric }}",
+    "{{ 5|filesizeformat }}",
+    "{{ s|iriencode }}",
+    "{{ s|urlize }}",
+    "{{ s|truncatechars_html:5 }}",
+    "{{ s|wordwrap:1 }}",
+    "{{ s|linenumbers }}",
+]
+
+
+@pytest.mark.parametrize("source", INJECTIONS)
+def test_an_injection_is_refused_or_says_nothing(source, settings):
+    context = {"s": "<b>", "l": [1], "d": {"a": 1}, "n": 5}
+    try:
+        result = said(source, context, html=True)
+    except TemplateError:
+        return
+    assert not any(word in result for word in SECRETS)
+    assert "49" not in result
+    assert "<b>" not in result
+    assert settings.SECRET_KEY not in result
+    assert context == {"s": "<b>", "l": [1], "d": {"a": 1}, "n": 5}
+
+
+@pytest.mark.parametrize("name", sorted(register.filters))
+@pytest.mark.parametrize("value", ["v", "l", "l.0", "v|force_escape", "v|escape", "v|linebreaks"])
+@pytest.mark.parametrize("argument", ["", ":v", ":9", ":'x'"])
+def test_no_filter_lets_markup_through(name, value, argument):
+    evil = "<script>alert('x')</script>"
+    try:
+        result = said(
+            f"{{{{ {value}|{name}{argument} }}}}{{{{ v|{name}{argument} }}}}",
+            {"v": evil, "l": [evil]},
+            html=True,
+        )
+    except TemplateError:
+        return
+    assert "<script" not in result.lower()
