@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Self
+from typing import Any, Self
 
 import structlog
 from django.db.models import QuerySet
