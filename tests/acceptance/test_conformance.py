@@ -23,6 +23,8 @@ SEED = os.environ.get("FUZZ_SEED", "1")
 #: Examples for each operation. FUZZ_EXAMPLES=200 is for an evening: some 20,000 requests.
 EXAMPLES = os.environ.get("FUZZ_EXAMPLES", "4")
 LIMITS = ("THROTTLE_LOGIN", "THROTTLE_LOGIN_ADDRESS", "THROTTLE_REGISTER", "THROTTLE_SMTP_TEST")
+#: Left out by tests/schemathesis.toml: they answer for as long as somebody listens.
+STREAMS = ("follow_task", "follow_tasks")
 #: The phase of the same few hundred cases that cover each rule of the schema is run once.
 PHASES = {
     "token": "examples,coverage,fuzzing,stateful",
@@ -71,7 +73,7 @@ def test_schemathesis_finds_nothing(home: str, who: str, tmp_path: Path) -> None
     assert ran.returncode == 0, f"{ran.stdout}\n{ran.stderr}"
     found: dict[str, Any] = json.loads(report.read_text())
     cases, operations = found["test_cases"], found["operations"]
-    assert operations["tested"] == operations["total"] > 20
+    assert operations["tested"] + len(STREAMS) == operations["total"] > 20
     assert cases["generated"] > 100
     assert (cases["with_failures"], cases["errored"], found["failures"], found["errors"]) == (0, 0, [], [])
     accepted = {
