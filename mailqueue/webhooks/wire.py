@@ -1,0 +1,186 @@
+"""One call of a receiver over HTTP: to the very address that the guard has judged, following nobody elsewhere."""
+
+import asyncio
+import ssl
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import httpcore
+
+from accounts import guard
+from accounts.guard import Address
+from mailqueue.webhooks import places
+from mailqueue.webhooks.places import BadUrlError, ForbiddenPlaceError, Place
+from mailqueue.webhooks.schedule import retry_after
+
+CONNECT_SECONDS, TOTAL_SECONDS = 5.0, 15.0
+#: So much of an answer is read, to go on with the connection; nobody looks at it (bytes).
+READ_BYTES = 16_384
+#: Idle connections are closed after this (seconds): a name that has moved is asked for anew.
+KEEP_SECONDS = 10.0
+#: How many of a host's addresses are tried.
+TRIED_ADDRESSES = 3
+
+
+class Answer(NamedTuple):
+    """What came of it: the receiver's status, or what went wrong in a few words."""
+
+    code: int | None
+    error: str
+    seconds: float
+    retry_after: float = 0.0
+
+    @property
+    def is_taken(self) -> bool:
+        return self.code is not None and 200 <= self.code < 300
+
+    @property
+    def is_gone(self) -> bool:
+        """410: the receiver wants no more of them, ever."""
+        return self.code == 410
+
+
+class _Network(httpcore.AsyncNetworkBackend):
+    """Resolves by the guard, and connects to what it got from there. TLS, above, knows the name alone."""
+
+    def __init__(self, scheme: str) -> None:
+        self._scheme = scheme
+        self._network = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109 -- httpcore's signature
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        place = Place(self._scheme, host, port, "", "")
+        failed: Exception = httpcore.ConnectError("no address")
+        async with asyncio.timeout(timeout):
+            for address in (await _resolve(place))[:TRIED_ADDRESSES]:
+                try:
+                    return await self._network.connect_tcp(str(address), port, timeout)
+                except httpcore.ConnectError as error:
+                    failed = error
+        raise failed
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+async def _resolve(place: Place) -> list[Address]:
+    """In a thread of its own: a shared pool would let one slow resolver hold up all the others."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[list[Address]] = loop.create_future()
+
+    def tell(found: list[Address] | Exception) -> None:
+        if answer.done():
+            return
+        if isinstance(found, Exception):
+            answer.set_exception(found)
+        else:
+            answer.set_result(found)
+
+    def ask() -> None:
+        found: list[Address] | Exception
+        try:
+            found = places.resolve(place, CONNECT_SECONDS)
+        except Exception as error:  # noqa: BLE001 -- it is raised where the answer is awaited
+            found = error
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(tell, found)
+
+    threading.Thread(target=ask, name="resolve", daemon=True).start()
+    return await answer
+
+
+class Caller:
+    """Keeps connections to receivers; of one event loop."""
+
+    def __init__(self) -> None:
+        context = ssl.create_default_context()
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self._pools = {
+            scheme: httpcore.AsyncConnectionPool(
+                ssl_context=context,
+                max_connections=None,
+                keepalive_expiry=KEEP_SECONDS,
+                network_backend=_Network(scheme),
+            )
+            for scheme in ("https", "http")
+        }
+
+    async def close(self) -> None:
+        for pool in self._pools.values():
+            await pool.aclose()
+
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+        """Raises nothing but cancellation."""
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(TOTAL_SECONDS):
+                code, asked = await self._post(Place.of(url), body, headers)
+        except Exception as error:  # noqa: BLE001 -- whatever a receiver does is an answer
+            return Answer(None, _in_words(error), time.monotonic() - began)
+        seconds = time.monotonic() - began
+        if 200 <= code < 300:
+            return Answer(code, "", seconds)
+        if 300 <= code < 400:
+            return Answer(code, "It redirects, which is not followed.", seconds)
+        asked = asked if code in (429, 503) else ""
+        return Answer(code, f"HTTP {code}", seconds, retry_after(asked, datetime.now(UTC)))
+
+    async def _post(self, place: Place, body: bytes, headers: Mapping[str, str]) -> tuple[int, str]:
+        """The status, and its Retry-After."""
+        url = httpcore.URL(
+            scheme=place.scheme, host=place.host, port=place.port, target=place.target
+        )
+        stream = self._pools[place.scheme].stream(
+            "POST",
+            url,
+            headers=[("Host", place.authority), *headers.items()],
+            content=body,
+            extensions={"timeout": {"connect": CONNECT_SECONDS}},
+        )
+        async with stream as response:
+            read = 0
+            async for chunk in response.aiter_stream():
+                read += len(chunk)
+                if read > READ_BYTES:
+                    break
+            asked = next((value for name, value in response.headers if name.lower() == b"retry-after"), b"")
+            return response.status, asked.decode("latin-1")
+
+
+def _in_words(error: Exception) -> str:
+    """For the endpoint's owner; says nothing of where the guard's names lead."""
+    for each in _causes(error):
+        if isinstance(each, ForbiddenPlaceError | BadUrlError):
+            return str(each)
+        if isinstance(each, guard.UnresolvableError):
+            return "The name of the host has no address."
+        if isinstance(each, ssl.SSLCertVerificationError):
+            return f"The certificate is not valid: {each.verify_message}"[:200]
+        if isinstance(each, ssl.SSLError):
+            return "TLS failed."
+        if isinstance(each, TimeoutError | httpcore.TimeoutException):
+            return "It took too long."
+        if isinstance(each, ConnectionRefusedError):
+            return "The connection was refused."
+    if isinstance(error, httpcore.ConnectError):
+        return "It cannot be reached."
+    if isinstance(error, httpcore.NetworkError):
+        return "The connection was lost."
+    if isinstance(error, httpcore.ProtocolError):
+        return "Its answer is not HTTP."
+    return "It cannot be sent."
+
+
+def _causes(error: BaseException | None) -> Iterable[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
