@@ -7,7 +7,7 @@ from django.conf import settings
 from django.db.models.functions import Now
 from rest_framework_simplejwt.token_blacklist.models import OutstandingToken
 
-from tasks import doorbell, idempotency, ledger
+from tasks import doorbell, events, idempotency, ledger
 from tasks.models import Attempt, IdempotencyKey, MailContent, MailTask, Tag
 from tasks.states import FINAL
 
@@ -63,6 +63,7 @@ def prune() -> int:
             rows.objects.filter(task_id__in=ids)._raw_delete(using="default")  # noqa: SLF001 -- no cascade to look up
         MailTask.objects.filter(id__in=ids, status__in=FINAL)._raw_delete(using="default")  # noqa: SLF001
         total += len(ids)
+    events.prune()
     IdempotencyKey.objects.filter(created_at__lt=Now() - idempotency.KEPT).delete()
     OutstandingToken.objects.filter(expires_at__lt=Now()).delete()
     return total

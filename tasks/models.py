@@ -11,11 +11,18 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from accounts.models import User
+from tasks.events import EventRow, Listener
 from tasks.states import FINAL, WAITING, CancelReason, Lane, OnUncertain, Outcome, Phase, PutOff, Status
 from tasks.suppressions import Suppression
 from tasks.templates import MailTemplate, TemplateVersion
 
-__all__ = ["MailTemplate", "Suppression", "TemplateVersion"]  # Django looks for models here
+__all__ = [
+    "EventRow",
+    "Listener",
+    "MailTemplate",
+    "Suppression",
+    "TemplateVersion",
+]  # Django looks for models here
 
 #: The machines' clocks, and a mail's way from its acceptance into the ledger, differ by less.
 CLOCKS_APART = timedelta(minutes=10)

@@ -14,6 +14,15 @@ LARGEST_AT_ONCE = 65_536
 _WAITING = f"({Status.QUEUED:d}, {Status.FAILED:d}, {Status.SCHEDULED:d})"
 _UNSENT = f"({Status.FAILED:d}, {Status.CANCELLED:d})"
 _FINAL = f"({Status.SUCCESS:d}, {Status.CANCELLED:d})"
+#: What a statement tells of what it has moved, to whom it concerns; see tasks/events.py.
+_TOLD = """INSERT INTO tasks_event
+        (owner_id, task_id, at, status, cancel_reason, outcome, try_count, code, reply, until)"""
+_WHEN_SCHEDULED = f"CASE WHEN status = {Status.SCHEDULED:d} THEN due_at END"
+_TO_LISTENERS = "JOIN tasks_listener l USING (owner_id) WHERE (l.until IS NULL OR l.until > now())"
+#: Of what somebody has moved, no attempt being made.
+_MOVED = f"""{_TOLD}
+    SELECT owner_id, id, now(), status, cancel_reason, NULL, try_count, NULL, '', {_WHEN_SCHEDULED}
+    FROM moved {_TO_LISTENERS}"""
 
 # One statement, one commit, for one mail: the owner is looked at once more, for a token outlives a closed account
 # by some seconds. A mail to somebody on the owner's list of suppressions comes to its end here, and never waits.
@@ -33,7 +42,12 @@ task AS (
         CASE WHEN is_suppressed THEN {CancelReason.SUPPRESSED:d} END,
         CASE WHEN is_suppressed THEN %(created_at)s::timestamptz END
     FROM accounts_user, listed WHERE id = %(owner_id)s::bigint AND is_active
-    RETURNING id, owner_id, lane, due_at, expires_at, status
+    RETURNING id, owner_id, lane, due_at, expires_at, status, cancel_reason
+),
+told AS (
+    {_TOLD}
+    SELECT owner_id, id, now(), status, cancel_reason, NULL, 0, NULL, '', {_WHEN_SCHEDULED}
+    FROM task {_TO_LISTENERS}
 ),
 waiting AS (
     INSERT INTO tasks_due (task_id, owner_id, lane, due_at, expires_at)
@@ -80,7 +94,12 @@ task AS (
         %(sender)s::text, recipient, subject, message_id, '',
         CASE WHEN is_suppressed THEN {CancelReason.SUPPRESSED:d} END,
         CASE WHEN is_suppressed THEN %(created_at)s::timestamptz END
-    FROM mail
+    FROM mail RETURNING id, owner_id, due_at, status, cancel_reason
+),
+told AS (
+    {_TOLD}
+    SELECT owner_id, id, now(), status, cancel_reason, NULL, 0, NULL, '', {_WHEN_SCHEDULED}
+    FROM task {_TO_LISTENERS}
 ),
 waiting AS (
     INSERT INTO tasks_due (task_id, owner_id, lane, due_at, expires_at)
@@ -219,8 +238,14 @@ moved AS (
         has_failed = v.status IN {_UNSENT}, is_uncertain = v.status = {Status.UNCERTAIN:d},
         put_off = v.put_off, claim_token = NULL, moved_at = now()
     FROM verdict v WHERE t.id = v.id AND t.claim_token = v.token AND t.status = {Status.PROCESSING:d}
-    RETURNING t.id, t.owner_id, t.lane, t.due_at, t.expires_at, t.try_count + v.returned AS number, v.token, v.status,
-              v.outcome, v.phase, v.code, v.reply, v.duration_ms
+    RETURNING t.id, t.owner_id, t.lane, t.due_at, t.expires_at, t.try_count, t.try_count + v.returned AS number,
+              t.cancel_reason, v.token, v.status, v.outcome, v.phase, v.code, v.reply, v.duration_ms
+),
+told AS (
+    {_TOLD}
+    SELECT owner_id, id, now(), status, cancel_reason, outcome, try_count, code, reply,
+           CASE WHEN status IN {_WAITING} THEN due_at END
+    FROM moved {_TO_LISTENERS} AND (outcome IS NOT NULL OR status NOT IN {_WAITING})
 ),
 noted AS (
     INSERT INTO tasks_attempt (task_id, number, at, outcome, phase, code, reply, duration_ms, worker)
@@ -276,11 +301,15 @@ RETURNING token
 
 # {chosen} is a query for ids, by Django.
 CANCEL = f"""
-WITH taken AS (DELETE FROM tasks_due WHERE task_id IN ({{chosen}}) RETURNING task_id)
-UPDATE tasks_mailtask t
-SET status = {Status.CANCELLED:d}, cancel_reason = %s, has_failed = true, finished_at = now(), moved_at = now()
-FROM taken WHERE t.id = taken.task_id AND t.status IN {_WAITING}
-RETURNING t.id
+WITH taken AS (DELETE FROM tasks_due WHERE task_id IN ({{chosen}}) RETURNING task_id),
+moved AS (
+    UPDATE tasks_mailtask t
+    SET status = {Status.CANCELLED:d}, cancel_reason = %s, has_failed = true, finished_at = now(), moved_at = now()
+    FROM taken WHERE t.id = taken.task_id AND t.status IN {_WAITING}
+    RETURNING t.id, t.owner_id, t.due_at, t.status, t.cancel_reason, t.try_count
+),
+told AS ({_MOVED})
+SELECT id FROM moved
 """
 EXPIRED = "SELECT task_id FROM tasks_due WHERE expires_at <= now() ORDER BY expires_at LIMIT %(limit)s::int"
 
@@ -301,8 +330,9 @@ moved AS (
         expires_at = CASE WHEN t.expires_at > now() THEN t.expires_at END
     FROM chosen WHERE t.id = chosen.id AND (t.status IN ({Status.CANCELLED:d}, {Status.UNCERTAIN:d})
         OR t.status = {Status.FAILED:d} AND t.id IN (SELECT task_id FROM taken))
-    RETURNING t.id, t.owner_id, t.lane, t.due_at, t.expires_at
-)
+    RETURNING t.id, t.owner_id, t.lane, t.due_at, t.expires_at, t.status, t.cancel_reason, t.try_count
+),
+told AS ({_MOVED})
 INSERT INTO tasks_due (task_id, owner_id, lane, due_at, expires_at)
 SELECT id, owner_id, lane, due_at, expires_at FROM moved RETURNING task_id
 """
@@ -321,14 +351,20 @@ moved AS (
     SET status = CASE WHEN wanted.due_at > now() THEN {Status.SCHEDULED:d} ELSE {Status.QUEUED:d} END,
         due_at = wanted.due_at, scheduled_at = %s::timestamptz, moved_at = now()
     FROM taken, wanted WHERE t.id = taken.task_id
-    RETURNING t.id, t.owner_id, t.lane, t.due_at, t.expires_at
-)
+    RETURNING t.id, t.owner_id, t.lane, t.due_at, t.expires_at, t.status, t.cancel_reason, t.try_count
+),
+told AS ({_MOVED})
 INSERT INTO tasks_due (task_id, owner_id, lane, due_at, expires_at)
 SELECT id, owner_id, lane, due_at, expires_at FROM moved RETURNING task_id
 """
 ACCEPT = f"""
-UPDATE tasks_mailtask SET status = {Status.SUCCESS:d}, is_uncertain = false, finished_at = now(), moved_at = now()
-WHERE id IN ({{chosen}}) AND status = {Status.UNCERTAIN:d} RETURNING id
+WITH moved AS (
+    UPDATE tasks_mailtask SET status = {Status.SUCCESS:d}, is_uncertain = false, finished_at = now(), moved_at = now()
+    WHERE id IN ({{chosen}}) AND status = {Status.UNCERTAIN:d}
+    RETURNING id, owner_id, due_at, status, cancel_reason, try_count
+),
+told AS ({_MOVED})
+SELECT id FROM moved
 """
 # Due long since and not touched, though nothing holds its account back.
 FORGOTTEN = f"""

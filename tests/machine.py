@@ -19,6 +19,7 @@ import httpx
 import kombu.pools
 import psutil
 import psycopg
+from celery import Celery
 
 from config.celery import app as service
 from mailqueue.embedded.process import ROOT, Child, end, kill_group, spawn
@@ -41,7 +42,18 @@ def until(answer: Callable[[], T], what: str, seconds: float = PATIENCE) -> T:
     return found
 
 
-def forget_broker_connections() -> None:
+@contextmanager
+def celery_app(broker: str) -> Iterator[Celery]:
+    """To speak with the workers of that broker; nobody's current app, and its connections end with it."""
+    with Celery(broker=broker, set_as_current=False) as app:
+        app.conf.broker_transport_options = {"global_keyprefix": "mailqueue:"}
+        try:
+            yield app
+        finally:
+            _forget_broker_connections()
+
+
+def _forget_broker_connections() -> None:
     """Pools keep them by URL, beyond the life of an app, and all apps share them. The service's own app, which
     tests publish with, must not go on with a pool that was closed so."""
     kombu.pools.reset()

@@ -5,13 +5,12 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import redis
 from celery import Celery
 
-from tests.machine import Machine, forget_broker_connections, own_database, until
+from tests.machine import Machine, celery_app, own_database, until
 from tests.relay import Relay
 
 
@@ -40,17 +39,6 @@ def slow_relay() -> Iterator[Relay]:
 def flush(machine: Machine) -> None:
     with redis.Redis.from_url(machine.redis.url) as client:
         client.flushall()
-
-
-@contextmanager
-def celery_app(machine: Machine) -> Iterator[Celery]:
-    """To speak with its workers. Its connections end with it: the next test's Redis may be another process."""
-    with Celery(broker=machine.redis.url, set_as_current=False) as app:
-        app.conf.broker_transport_options = {"global_keyprefix": "mailqueue:"}
-        try:
-            yield app
-        finally:
-            forget_broker_connections()
 
 
 def until_all_are_sent(machine: Machine, relay: Relay, count: int) -> Counter[str]:
@@ -146,7 +134,7 @@ def test_the_sweep_finds_a_mail_whose_bell_was_lost_and_twice_sends_once(
     sender = machine.user(relay.port)
     pk = sender.enqueue(scheduled_at="2099-01-01T00:00:00Z")
     machine.terminate("beat")  # its tick of a second would find the mail first
-    with celery_app(machine) as app, redis.Redis.from_url(machine.redis.url) as client:
+    with celery_app(machine.redis.url) as app, redis.Redis.from_url(machine.redis.url) as client:
         until(lambda: _is_idle(app, client), "the last ticks are over")
         assert machine.query(WITHOUT_A_BELL.format(pk)) == [(pk,)]
         sweeps = machine.query(FINISHED_SWEEPS)[0][0]
@@ -173,7 +161,7 @@ def test_when_a_worker_takes_no_messages_any_more_its_mail_goes_all_the_same(
     machine: Machine, relay: Relay
 ) -> None:
     sender = machine.user(relay.port)
-    with celery_app(machine) as app:
+    with celery_app(machine.redis.url) as app:
         assert app.control.cancel_consumer("drain", reply=True, timeout=5)
         try:
             sender.until(sender.enqueue(), "success")

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from functools import partial, wraps
 from typing import Any
 
 from tests.chaos import sabotage
@@ -18,6 +19,22 @@ from tests.machine import until
 #: After a fault of PostgreSQL all parts go on by themselves within (seconds).
 BACK_WITHIN = 30.0
 LEASE = int(SETTINGS["MAIL_LEASE_SECONDS"])
+
+
+def _as_the_same_processes(do: Callable[[Run], None]) -> Callable[[Run], None]:
+    """A case after which no part of the service may have had to be started again."""
+
+    @wraps(do)
+    def case(run: Run) -> None:
+        before = _pids(run)
+        do(run)
+        run.expect(_pids(run) == before, "a part of the service had to be started again")
+
+    return case
+
+
+def _pids(run: Run) -> dict[str, int]:
+    return {name: run.stage.pid(name) for name in (*WEBS, *WORKERS, *BEATS, UPKEEP)}
 
 
 # Workers --------------------------------------------------------------------------------------------
@@ -128,20 +145,19 @@ def _terminate(run: Run, name: str) -> None:
     run.expect(took < GRACE, f"{name} was not gone after {GRACE:.0f} s")
 
 
+@_as_the_same_processes
 def upgrade(run: Run) -> None:
     """R2: parts of this release come up before the database is migrated, in which older ones have left mail in every
     state that goes on. Nothing is accepted before; then all of it goes, and nobody has to be started again."""
     owner = run.owner()
     for call in (_left_by_an_older(run, owner, status) for status in (0, 1, 3, 5) for _ in range(10)):
         run.client.calls.append(call)
-    before = _pids(run)
     with run.in_background(lambda: run.client.send([owner], run.mails, per_second=run.mails / 20)):
         time.sleep(8)
         early = [call for call in run.client.accepted if call.answer == "202"]
         with run.fault("migrate", cuts_off=True):
             run.stage.migrate()
     run.expect(not early, f"{len(early)} mails were accepted before the migration")
-    run.expect(_pids(run) == before, "a part of the service had to be started again")
 
 
 _OLDER = """
@@ -169,37 +185,34 @@ def _left_by_an_older(run: Run, owner: Owner, status: int) -> Call:
 # Redis ----------------------------------------------------------------------------------------------
 
 
+@_as_the_same_processes
 def restart_redis(run: Run) -> None:
     """C3: killed, away for a moment, and started empty."""
-    before = _pids(run)
     for _ in run.bursts(1):
         with run.fault("kill Redis"):
             run.stage.kill_redis()
             time.sleep(run.dice.uniform(0, 2))
             run.stage.start_empty_redis()
-    run.expect(_pids(run) == before, "a part of the service had to be started again")
 
 
+@_as_the_same_processes
 def flush_redis(run: Run) -> None:
     """C4"""
-    before = _pids(run)
     with run.sending(5.0 * run.times):
         for _ in run.each(5):
             with run.fault("FLUSHALL"):
                 run.stage.empty_redis()
-    run.expect(_pids(run) == before, "a part of the service had to be started again")
 
 
+@_as_the_same_processes
 def freeze_redis(run: Run) -> None:
     """C5: it takes connections, and answers nothing for a minute."""
-    before = _pids(run)
     with run.sending(75.0 * run.times):
         for _ in run.each(12):
             with run.fault("freeze Redis"):
                 run.stage.freeze_redis()
                 time.sleep(60)
                 run.stage.thaw_redis()
-    run.expect(_pids(run) == before, "a part of the service had to be started again")
 
 
 def without_redis(run: Run) -> None:
@@ -210,16 +223,15 @@ def without_redis(run: Run) -> None:
     run.stage.redis.start()
 
 
+@_as_the_same_processes
 def full_redis(run: Run) -> None:
     """C7: it answers, and takes nothing in."""
-    before = _pids(run)
     with run.sending(60):
         time.sleep(5)
         with run.fault("Redis is full"):
             run.stage.limit_redis("1")
             time.sleep(45)
             run.stage.limit_redis("0")
-    run.expect(_pids(run) == before, "a part of the service had to be started again")
 
 
 def twice_of_all(run: Run) -> None:
@@ -253,27 +265,25 @@ def twice_of_all(run: Run) -> None:
 # PostgreSQL -----------------------------------------------------------------------------------------
 
 
+@_as_the_same_processes
 def crash_postgres(run: Run) -> None:
     """C8: `-m immediate`, and on. All parts go on by themselves within 30 s, as the same processes."""
-    before = _pids(run)
     watch = Watch(run)
     for _ in run.bursts(1):
         with run.fault("crash PostgreSQL", cuts_off=True):
             run.stage.crash_postgres()
         watch.until_back()
-    run.expect(_pids(run) == before, "a part of the service had to be started again")
 
 
+@_as_the_same_processes
 def kill_backends(run: Run) -> None:
     """C9: two sessions a second are ended."""
-    before = _pids(run)
     watch = Watch(run)
     with run.sending(0.6 * run.times):
         for _ in run.each(0.5):
             with run.fault("kill a backend", cuts_off=True):
                 run.stage.kill_backend()
     watch.until_back()
-    run.expect(_pids(run) == before, "a part of the service had to be started again")
 
 
 class Watch:
@@ -327,10 +337,6 @@ def full_disk(run: Run) -> None:
     )
 
 
-def _pids(run: Run) -> dict[str, int]:
-    return {name: run.stage.pid(name) for name in (*WEBS, *WORKERS, *BEATS, UPKEEP)}
-
-
 # The relay ------------------------------------------------------------------------------------------
 
 
@@ -341,26 +347,18 @@ def bad_relay(run: Run) -> None:
     modes = (Mode.DRIP, Mode.DROP, Mode.GARBAGE, Mode.BANNER)
     each = run.mails // 7
     with ExitStack() as proxies:
-        threads = []
-        for kind in kinds:
-            owner = run.owner(max_connections=60)
-            threads.append(_sending(run, owner, each, kind))
-        for mode in modes:
-            proxy = proxies.enter_context(Proxy(run.sink.port))
-            threads.append(_sending(run, run.owner(proxy.port), each // 2, "ok", per_second=each / 2 / 40))
-            threads.append(threading.Thread(target=_misbehave, args=(run, proxy, mode, 30.0)))
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ExitStack() as meanwhile:
+            for kind in kinds:
+                policy = {"on_uncertain": "retry"} if kind in ("reset", "silent") else {}
+                owner = run.owner(max_connections=60)
+                send = partial(run.client.send, [owner], each, kind=kind, **policy)
+                meanwhile.enter_context(run.in_background(send))
+            for mode in modes:
+                proxy = proxies.enter_context(Proxy(run.sink.port))
+                send = partial(run.client.send, [run.owner(proxy.port)], each // 2, per_second=each / 2 / 40)
+                meanwhile.enter_context(run.in_background(send))
+                meanwhile.enter_context(run.in_background(partial(_misbehave, run, proxy, mode, 30.0)))
         run.wait()
-
-
-def _sending(run: Run, owner: Any, mails: int, kind: str, **how: Any) -> threading.Thread:
-    policy = {"on_uncertain": "retry"} if kind in ("reset", "silent") else {}
-    return threading.Thread(
-        target=run.client.send, args=([owner], mails), kwargs={"kind": kind, **how, **policy}
-    )
 
 
 def _misbehave(run: Run, proxy: Proxy, mode: Mode, seconds: float) -> None:

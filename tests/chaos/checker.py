@@ -28,7 +28,6 @@ type_rows = list[tuple[Any, ...]]
 ROWS = """
 SELECT t.id, t.recipient, t.status, t.cancel_reason, t.try_count, t.max_tries, t.message_id, t.on_uncertain = 1,
        t.due_at <= now(),
-       (SELECT count(*) FROM tasks_attempt a WHERE a.task_id = t.id AND a.outcome IN (3, 4)),
        (SELECT count(*) FROM tasks_attempt a WHERE a.task_id = t.id AND a.outcome = 0)
 FROM tasks_mailtask t
 """
@@ -36,7 +35,7 @@ _ENDS = (Status.SUCCESS, Status.CANCELLED, Status.UNCERTAIN)
 UNFINISHED = (
     f"SELECT count(*) FROM tasks_mailtask WHERE status NOT IN ({', '.join(map(str, map(int, _ENDS)))})"
 )
-assert (Outcome.ACCEPTED, Outcome.UNCERTAIN, Outcome.LOST) == (0, 3, 4)
+assert Outcome.ACCEPTED == 0
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,7 @@ class Row:
     message_id: str
     holds: bool
     is_due: bool
-    #: Attempts of which nobody knows how they ended, and those that were accepted.
-    doubts: int
+    #: Attempts that were accepted.
     successes: int
 
 
@@ -79,7 +77,6 @@ class Verdict:
     duplicates: int = 0
     lost: int = 0
     faults: int = 0
-    unanswered: int = 0
     recovered: list[float] = field(default_factory=list)
     accepts_again: list[float] = field(default_factory=list)
     longest_call: float = 0
@@ -208,7 +205,6 @@ def judge(
         duplicates=sum(len(mails) - 1 for mails in arrivals.values()),
         lost=len(lost),
         faults=len(evidence.faults),
-        unanswered=len(evidence.calls) - len(evidence.accepted),
         recovered=[evidence.recovered(fault) for fault in evidence.faults],
         accepts_again=[evidence.accepts_again(fault) for fault in evidence.faults],
         longest_call=longest,

@@ -22,14 +22,13 @@ import httpx
 import psutil
 import psycopg
 import redis
-from celery import Celery
 from cryptography.fernet import Fernet
 
 from mailqueue.embedded.postgres import Postgres
 from mailqueue.embedded.process import ROOT, Child, end, kill_group, spawn
 from mailqueue.embedded.redis import Redis, free_port
 from tests.chaos.proxy import Proxy
-from tests.machine import forget_broker_connections, until
+from tests.machine import celery_app, until
 
 #: How long a process may hold its mail without a word, how soon failed mail is tried again, and when the sweep looks.
 SETTINGS = {
@@ -258,23 +257,15 @@ class Stage:
 
     def drains(self) -> int:
         """How many messages for a drain the workers have taken, of their present lives."""
-        with Celery(broker=self.redis.url, set_as_current=False) as app:
-            app.conf.broker_transport_options = {"global_keyprefix": "mailqueue:"}
-            try:
-                stats = app.control.inspect(timeout=5).stats() or {}
-            finally:
-                forget_broker_connections()
+        with celery_app(self.redis.url) as app:
+            stats = app.control.inspect(timeout=5).stats() or {}
         return sum(one["total"].get("mailqueue.drain", 0) for one in stats.values())
 
     def send(self, *jobs: str) -> None:
         """Publishes jobs as beat would."""
-        with Celery(broker=self.redis.url, set_as_current=False) as app:
-            app.conf.broker_transport_options = {"global_keyprefix": "mailqueue:"}
-            try:
-                for job in jobs:
-                    app.send_task(f"mailqueue.{job}", queue="drain" if job == "drain" else "upkeep")
-            finally:
-                forget_broker_connections()
+        with celery_app(self.redis.url) as app:
+            for job in jobs:
+                app.send_task(f"mailqueue.{job}", queue="drain" if job == "drain" else "upkeep")
 
     def busiest(self, port: int) -> str:
         """The worker with the most connections to this relay."""

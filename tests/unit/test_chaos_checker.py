@@ -14,7 +14,7 @@ from tests.chaos.sink import Sink, Taken
 CALL = Call("ok.1@chaos.example", at=100, answered_at=100.1, task_id=7, answer="202")
 TAKEN = Taken(101, "ada@example.com", CALL.recipient, "<7@example.com>", read_at=101.1)
 ROW = Row(
-    7, CALL.recipient, Status.SUCCESS, None, 1, 8, TAKEN.message_id, holds=False, is_due=True, doubts=0, successes=1
+    7, CALL.recipient, Status.SUCCESS, None, 1, 8, TAKEN.message_id, holds=False, is_due=True, successes=1
 )  # fmt: skip
 AGAIN = replace(TAKEN, at=105, read_at=105.1)
 KILL = Fault("kill", 101.5, 101.6, cuts_off=True)
