@@ -140,9 +140,11 @@ def settle(results: Sequence[Result]) -> int:
                 "durations": [each.duration_ms for each in of],
             },
         )
-        settled = cursor.rowcount
+        settled: int = cursor.rowcount
     for pk in taken:
-        Endpoint.objects.filter(pk=pk, failing_since__isnull=False).update(failing_since=None, last_failed_at=None)
+        Endpoint.objects.filter(pk=pk, failing_since__isnull=False).update(
+            failing_since=None, last_failed_at=None
+        )
     for pk in failed:
         _note_failure(pk)
     return settled

@@ -44,7 +44,7 @@ def make(owner: User, url: str, names: list[str], description: str) -> tuple[End
 
 @transaction.atomic
 def change(endpoint: Endpoint, **changes: Any) -> None:
-    """`url`, `events`, `description`, `is_active`, `reason`. One that is switched on again begins with a clean slate."""
+    """`url`, `events`, `description`, `is_active`, `reason`. Switched on again, it begins with a clean slate."""
     User.objects.select_for_update().get(pk=endpoint.owner_id)
     if changes.get("is_active") or "url" in changes:
         changes |= {"failing_since": None, "last_failed_at": None}
@@ -100,7 +100,9 @@ def prune() -> int:
     """Lets go of what is older than KEPT, in bites; how many deliveries."""
     total = 0
     while ids := list(
-        Delivery.objects.filter(created_at__lt=Now() - KEPT).order_by("created_at").values_list("id", flat=True)[:BITE]
+        Delivery.objects.filter(created_at__lt=Now() - KEPT)
+        .order_by("created_at")
+        .values_list("id", flat=True)[:BITE]
     ):
         Delivery.objects.filter(id__in=ids)._raw_delete(using="default")  # noqa: SLF001 -- no cascade to look up
         total += len(ids)

@@ -11,7 +11,7 @@ from django.db import transaction
 
 from mailqueue.webhooks.models import Delivery, Endpoint, EventCursor
 from tasks import events
-from tasks.events import Event, Position
+from tasks.events import Event
 
 #: Events of one transaction, and how many of these at a time: the next tick goes on.
 BITE, BITES = 1000, 10
@@ -34,13 +34,13 @@ def _bite() -> tuple[int, int]:
     cursor = _locked_cursor()
     if cursor is None:
         return 0, 0
-    happened = events.after(Position(cursor.tx, cursor.number), BITE)
+    happened = events.after(cursor.position, BITE)
     if not happened:
         return 0, 0
     deliveries = list(_deliveries(happened))
     Delivery.objects.bulk_create(deliveries, ignore_conflicts=True)
-    cursor.tx, cursor.number = happened[-1].position
-    cursor.save(update_fields=["tx", "number"])
+    cursor.position = happened[-1].position
+    cursor.save(update_fields=["position"])
     return len(happened), len(deliveries)
 
 
@@ -54,7 +54,9 @@ def _deliveries(happened: Iterable[Event]) -> Iterable[Delivery]:
     wanted: dict[int, list[Endpoint]] = defaultdict(list)
     owners = {event.owner_id for event in happened}
     # Locked, so that none of them is deleted before its deliveries are there.
-    for endpoint in Endpoint.objects.active().select_for_update(no_key=True).filter(owner__in=owners).order_by("id"):
+    for endpoint in (
+        Endpoint.objects.active().select_for_update(no_key=True).filter(owner__in=owners).order_by("id")
+    ):
         wanted[endpoint.owner_id].append(endpoint)
     for event in happened:
         for endpoint in wanted[event.owner_id]:

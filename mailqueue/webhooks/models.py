@@ -103,7 +103,9 @@ class Delivery(models.Model):
     """One event for one endpoint. It keeps what is sent, for it may be tried for longer than the event is kept."""
 
     id = models.BigAutoField(primary_key=True)
-    endpoint = models.ForeignKey(Endpoint, on_delete=models.CASCADE, related_name="deliveries", db_index=False)
+    endpoint = models.ForeignKey(
+        Endpoint, on_delete=models.CASCADE, related_name="deliveries", db_index=False
+    )
     #: `webhook-id`: the same at every try and replay, for the receiver to know it by.
     message_id = models.CharField(max_length=64)
     event = models.CharField(max_length=30)
@@ -130,7 +132,9 @@ class Delivery(models.Model):
             # The list of an endpoint, its newest first.
             models.Index("endpoint", F("id").desc(), name="delivery_newest"),
             # The claim: which endpoints have something due, and what.
-            models.Index("endpoint", "next_attempt_at", name="delivery_due", condition=Q(state=State.PENDING)),
+            models.Index(
+                "endpoint", "next_attempt_at", name="delivery_due", condition=Q(state=State.PENDING)
+            ),
             # The claim and the rescue: what is in somebody's hands.
             models.Index("endpoint", "lease_until", name="delivery_held", condition=Q(state=State.SENDING)),
             # Prune.
@@ -160,8 +164,7 @@ class EventCursor(models.Model):
     """One row: up to where events have been read. Whoever reads holds its lock."""
 
     id = models.SmallIntegerField(primary_key=True)
-    tx = models.BigIntegerField(default=0)
-    number = models.BigIntegerField(default=0)
+    position = models.BigIntegerField(default=0)
 
     def __str__(self) -> str:
-        return f"{self.tx}-{self.number}"
+        return str(self.position)

@@ -39,7 +39,9 @@ class Place(NamedTuple):
     def of(cls, url: str) -> Self:
         """BadUrlError says what is wrong with it."""
         if len(url) > LONGEST or "#" in url or not re.fullmatch(PATTERN, url):
-            raise BadUrlError("Must be an address such as https://example.com/hooks, without name, password or #.")
+            raise BadUrlError(
+                "Must be an address such as https://example.com/hooks, without name, password or #."
+            )
         try:
             parts = urlsplit(url)
             port = parts.port
@@ -67,6 +69,8 @@ def resolve(place: Place, seconds: float) -> list[Address]:
     try:
         addresses = guard.resolve_within(place.host, seconds)
     except guard.ForbiddenAddressError as error:
-        raise ForbiddenPlaceError("forbidden_address", "Nothing may be sent to the address of this host.") from error
+        raise ForbiddenPlaceError(
+            "forbidden_address", "Nothing may be sent to the address of this host."
+        ) from error
     place.check(addresses)
     return addresses

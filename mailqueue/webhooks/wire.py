@@ -136,9 +136,7 @@ class Caller:
 
     async def _post(self, place: Place, body: bytes, headers: Mapping[str, str]) -> tuple[int, str]:
         """The status, and its Retry-After."""
-        url = httpcore.URL(
-            scheme=place.scheme, host=place.host, port=place.port, target=place.target
-        )
+        url = httpcore.URL(scheme=place.scheme, host=place.host, port=place.port, target=place.target)
         stream = self._pools[place.scheme].stream(
             "POST",
             url,
@@ -156,28 +154,26 @@ class Caller:
             return response.status, asked.decode("latin-1")
 
 
+#: For the endpoint's owner; the first that is found, from the error down to its causes.
+_WORDS: tuple[tuple[type[BaseException], str], ...] = (
+    (guard.UnresolvableError, "The name of the host has no address."),
+    (ssl.SSLCertVerificationError, "The certificate is not valid."),
+    (ssl.SSLError, "TLS failed."),
+    (TimeoutError, "It took too long."),
+    (httpcore.TimeoutException, "It took too long."),
+    (ConnectionRefusedError, "The connection was refused."),
+    (httpcore.ProtocolError, "Its answer is not HTTP."),
+    (httpcore.NetworkError, "The connection was lost, or none could be made."),
+)
+
+
 def _in_words(error: Exception) -> str:
-    """For the endpoint's owner; says nothing of where the guard's names lead."""
-    for each in _causes(error):
+    causes = list(_causes(error))
+    for each in causes:
         if isinstance(each, ForbiddenPlaceError | BadUrlError):
             return str(each)
-        if isinstance(each, guard.UnresolvableError):
-            return "The name of the host has no address."
-        if isinstance(each, ssl.SSLCertVerificationError):
-            return f"The certificate is not valid: {each.verify_message}"[:200]
-        if isinstance(each, ssl.SSLError):
-            return "TLS failed."
-        if isinstance(each, TimeoutError | httpcore.TimeoutException):
-            return "It took too long."
-        if isinstance(each, ConnectionRefusedError):
-            return "The connection was refused."
-    if isinstance(error, httpcore.ConnectError):
-        return "It cannot be reached."
-    if isinstance(error, httpcore.NetworkError):
-        return "The connection was lost."
-    if isinstance(error, httpcore.ProtocolError):
-        return "Its answer is not HTTP."
-    return "It cannot be sent."
+    found = (said for kind, said in _WORDS if any(isinstance(each, kind) for each in causes))
+    return next(found, "It cannot be sent.")
 
 
 def _causes(error: BaseException | None) -> Iterable[BaseException]:
