@@ -34,6 +34,8 @@ BEYOND_SCHEMA = {
     "forbidden_security": "SMTP_ALLOWED_NETWORKS",
     "forbidden_content_type": "a list of types",
     "invalid_address": "more rules than a format has; also beside a name, as in a Reply-To",
+    "invalid_url": "hosts and ports, in all their forms",
+    "forbidden_scheme": "the resolver and SMTP_ALLOWED_NETWORKS",
     "invalid_base64": "a format, which the schema names and validators pass over",
     "invalid_content_type": "RFC 2045",
     "invalid_file_name": "characters that look like others",
@@ -86,6 +88,18 @@ class Caller:
         self.post(f"/task/{pk}/cancel", {})
         return pk
 
+    def webhook(self) -> int:
+        """One of the caller's: a new one only where there is none, for there may be ten."""
+        found = self.http.get("/webhooks").raise_for_status().json()["results"]
+        active = [each["id"] for each in found if each["state"] == "active"]
+        if not active:
+            for each in found:
+                self.http.delete(f"/webhooks/{each['id']}").raise_for_status()
+        return int(active[0] if active else self.post("/webhooks", {"url": "http://127.0.0.1:9/hook"})["id"])
+
+    def delivery(self, webhook: int) -> int:
+        return int(self.post(f"/webhooks/{webhook}/test", {})["id"])
+
     def own(self, operation: str) -> int:
         """The id of something that the operation may be done to."""
         made = {
@@ -96,6 +110,8 @@ class Caller:
             "resolve_task": self.mail,
             "retry_task": self.cancelled,
         }
+        if operation.startswith("webhooks_"):
+            return self.webhook()
         return int(made[operation]()) if operation in made else self.id
 
     def is_ended_by(self, operation: str, case: schemathesis.Case) -> bool:
@@ -135,6 +151,8 @@ if CALL_AS != "nobody":
     def map_case(_context: schemathesis.HookContext, case: schemathesis.Case) -> schemathesis.Case:
         if "id" in case.path_parameters and is_good(case) and next(_calls) % 2 == 0:
             case.path_parameters["id"] = caller().own(operation_of(case))
+            if "delivery_id" in case.path_parameters:
+                case.path_parameters["delivery_id"] = caller().delivery(case.path_parameters["id"])
         return case
 
     @schemathesis.hook

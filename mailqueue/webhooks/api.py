@@ -256,7 +256,9 @@ class ReplayView(APIView):
             OpenApiExample(
                 "What failed", {"since": "2030-01-31T00:00:00Z", "only_failed": True}, request_only=True
             ),
-            OpenApiExample("All of it", {"replayed": 1213, "next_since": None}, response_only=True),
+            OpenApiExample(
+                "All of it", {"replayed": 1213, "next_since": None}, response_only=True, status_codes=["202"]
+            ),
         ],
         tags=["webhooks"],
     )

@@ -61,6 +61,7 @@ A_FRESH_DELIVERY = OpenApiExample(
     "To be sent",
     _DELIVERY | {"tries": 0, "last_attempt_at": None, "code": None, "error": "", "duration_ms": None},
     response_only=True,
+    status_codes=["202"],
 )
 
 

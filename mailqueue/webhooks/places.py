@@ -1,5 +1,6 @@
 """Where events may be sent: what an address may look like, and whom it may lead to."""
 
+import ipaddress
 import re
 from collections.abc import Sequence
 from typing import NamedTuple, Self
@@ -10,8 +11,8 @@ from accounts.guard import Address
 
 LONGEST = 2000
 #: No spaces, no other letters than ASCII, nothing that servers read in different ways.
-PATTERN = r"^https?://[A-Za-z0-9._\-\[\]:]+([/?][!-\[\]-~]*)?$"
-_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._\-]{0,251}[A-Za-z0-9_.])?|[0-9A-Fa-f:.]+")
+PATTERN = r"^https?://([A-Za-z0-9_][A-Za-z0-9._\-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?([/?][!-\[\]-~]*)?$"
+_LONGEST_HOST = 253  # of a name, RFC 1035
 
 
 class BadUrlError(ValueError):
@@ -21,7 +22,7 @@ class BadUrlError(ValueError):
 class ForbiddenPlaceError(Exception):
     """Nothing may be sent there: its address, its port, or without TLS."""
 
-    def __init__(self, code: str, text: str) -> None:
+    def __init__(self, text: str, code: str) -> None:
         super().__init__(text)
         self.code = code
 
@@ -44,24 +45,26 @@ class Place(NamedTuple):
             )
         try:
             parts = urlsplit(url)
-            port = parts.port
+            port, host = parts.port, parts.hostname or ""
+            if "[" in parts.netloc:
+                ipaddress.IPv6Address(host)
         except ValueError as error:
             raise BadUrlError("Has no host or port that could be called.") from error
-        if not parts.hostname or not _HOST.fullmatch(parts.hostname) or port == 0:
+        if port == 0 or not 0 < len(host) <= _LONGEST_HOST:
             raise BadUrlError("Has no host or port that could be called.")
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         default = 443 if parts.scheme == "https" else 80
-        return cls(parts.scheme, parts.hostname, port or default, parts.netloc, target)
+        return cls(parts.scheme, host, port or default, parts.netloc, target)
 
     def check(self, addresses: Sequence[Address]) -> None:
         """ForbiddenPlaceError unless one may send to these, which the guard has let through."""
         if guard.in_allowed_networks(addresses):
             return
         if self.scheme != "https":
-            raise ForbiddenPlaceError("forbidden_scheme", "Events go over https only.")
+            raise ForbiddenPlaceError("Events go over https only.", "forbidden_scheme")
         # Below 1024 are other people's mail, shells and name servers.
         if self.port != 443 and self.port < 1024:
-            raise ForbiddenPlaceError("forbidden_port", "Events go to port 443, or to one above 1023.")
+            raise ForbiddenPlaceError("Events go to port 443, or to one above 1023.", "forbidden_port")
 
 
 def resolve(place: Place, seconds: float) -> list[Address]:
@@ -70,7 +73,7 @@ def resolve(place: Place, seconds: float) -> list[Address]:
         addresses = guard.resolve_within(place.host, seconds)
     except guard.ForbiddenAddressError as error:
         raise ForbiddenPlaceError(
-            "forbidden_address", "Nothing may be sent to the address of this host."
+            "Nothing may be sent to the address of this host.", "forbidden_address"
         ) from error
     place.check(addresses)
     return addresses

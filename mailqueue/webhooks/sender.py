@@ -63,7 +63,7 @@ class Sender:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-        self._desk.submit(connection.close)
+        self._desk.submit(_hang_up)
         self._desk.shutdown()
 
     async def _begin(self) -> None:
@@ -158,6 +158,11 @@ class Sender:
             return deed()
 
         return await self._loop.run_in_executor(self._desk, do)
+
+
+def _hang_up() -> None:
+    """Closes the connection of the thread that it is called in."""
+    connection.close()
 
 
 def result_of(claimed: Claimed, answer: Answer, chance: float) -> Result:
