@@ -69,10 +69,11 @@ def claim(room: int) -> list[Claimed]:
         rows = cursor.fetchall()
     endpoints = Endpoint.objects.in_bulk({row[1] for row in rows})
     now = timezone.now()
+    secrets = {pk: _secrets(endpoint, now) for pk, endpoint in endpoints.items()}
     return [
         Claimed(
             pk, token, endpoint_id, endpoints[endpoint_id].url, message_id, payload, tries,
-            _secrets(endpoints[endpoint_id], now),
+            secrets[endpoint_id],
         )
         for pk, endpoint_id, message_id, payload, tries in rows
         if endpoint_id in endpoints  # else it was deleted just now
@@ -141,12 +142,10 @@ def settle(results: Sequence[Result]) -> int:
             },
         )
         settled: int = cursor.rowcount
-    for pk in taken:
-        Endpoint.objects.filter(pk=pk, failing_since__isnull=False).update(
-            failing_since=None, last_failed_at=None
-        )
-    for pk in failed:
-        _note_failure(pk)
+    mended = Endpoint.objects.filter(pk__in=taken, failing_since__isnull=False)
+    mended.update(failing_since=None, last_failed_at=None)
+    if failed:
+        _note_failures(failed)
     return settled
 
 
@@ -163,13 +162,13 @@ WHERE d.id = r.id AND d.claim_token = r.token
 """
 
 
-def _note_failure(pk: int) -> None:
+def _note_failures(pks: set[int]) -> None:
     now = timezone.now()
+    failing = Endpoint.objects.filter(pk__in=pks)
     broken = Q(failing_since=None) | Q(last_failed_at__lt=now - BREAK)
-    endpoint = Endpoint.objects.filter(pk=pk)
-    if not endpoint.filter(broken).update(failing_since=now, last_failed_at=now):
-        endpoint.update(last_failed_at=now)
-    for silent in endpoint.active().filter(failing_since__lt=now - PATIENCE):
+    failing.filter(broken).update(failing_since=now)
+    failing.update(last_failed_at=now)
+    for silent in failing.active().filter(failing_since__lt=now - PATIENCE):
         disable(silent, SILENT)
 
 

@@ -3,11 +3,11 @@
 import json
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from django.db import transaction
+from django.db import connection, transaction
 
 from mailqueue.webhooks.models import Delivery, Endpoint, EventCursor
 from tasks import events
@@ -37,11 +37,10 @@ def _bite() -> tuple[int, int]:
     happened = events.after(cursor.position, BITE)
     if not happened:
         return 0, 0
-    deliveries = list(_deliveries(happened))
-    Delivery.objects.bulk_create(deliveries, ignore_conflicts=True)
+    written = _write(list(_deliveries(happened)))
     cursor.position = happened[-1].position
     cursor.save(update_fields=["position"])
-    return len(happened), len(deliveries)
+    return len(happened), written
 
 
 def _locked_cursor() -> EventCursor | None:
@@ -50,7 +49,14 @@ def _locked_cursor() -> EventCursor | None:
     return EventCursor.objects.select_for_update(skip_locked=True).filter(id=1).first()
 
 
-def _deliveries(happened: Iterable[Event]) -> Iterable[Delivery]:
+class NewDelivery(NamedTuple):
+    endpoint_id: int
+    message_id: str
+    event: str
+    payload: str
+
+
+def _deliveries(happened: Iterable[Event]) -> Iterable[NewDelivery]:
     wanted: dict[int, list[Endpoint]] = defaultdict(list)
     owners = {event.owner_id for event in happened}
     # Locked, so that none of them is deleted before its deliveries are there.
@@ -61,12 +67,27 @@ def _deliveries(happened: Iterable[Event]) -> Iterable[Delivery]:
     for event in happened:
         for endpoint in wanted[event.owner_id]:
             if endpoint.wants(event.name):
-                yield Delivery(
-                    endpoint=endpoint,
-                    message_id=f"evt_{event.position}",
-                    event=event.name,
-                    payload=payload(event.name, event.at, event.data),
-                )
+                body = payload(event.name, event.at, event.data)
+                yield NewDelivery(endpoint.pk, f"evt_{event.position}", event.name, body)
+
+
+def _write(new: Sequence[NewDelivery]) -> int:
+    """How many were not there yet. By hand: bulk_create spends most of a bite's time on putting its SQL together."""
+    columns = [list(column) for column in zip(*new, strict=True)]
+    if not columns:
+        return 0
+    with connection.cursor() as cursor:
+        cursor.execute(_WRITE, columns)
+        written: int = cursor.rowcount
+    return written
+
+
+_WRITE = """
+INSERT INTO webhooks_delivery (endpoint_id, message_id, event, payload, state, tries, error)
+SELECT endpoint_id, message_id, event, payload, 0, 0, ''
+FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::text[]) AS new(endpoint_id, message_id, event, payload)
+ON CONFLICT (endpoint_id, message_id) DO NOTHING
+"""
 
 
 def payload(name: str, at: datetime, data: dict[str, Any]) -> str:

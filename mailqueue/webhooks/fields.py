@@ -103,6 +103,8 @@ class EventNames(serializers.ListField):
         super().__init__(child=names, allow_empty=False, min_length=1, max_length=len(NAMES), **kwargs)
 
     def to_internal_value(self, data: Any) -> list[str]:
+        if isinstance(data, list) and len(data) > len(NAMES):
+            self.fail("max_length", max_length=len(NAMES))
         chosen = set(super().to_internal_value(data))
         return [name for name in NAMES if name in chosen]
 

@@ -133,7 +133,7 @@ class Delivery(models.Model):
             models.Index("endpoint", F("id").desc(), name="delivery_newest"),
             # The claim: which endpoints have something due, and what.
             models.Index(
-                "endpoint", "next_attempt_at", name="delivery_due", condition=Q(state=State.PENDING)
+                "endpoint", "next_attempt_at", "id", name="delivery_due", condition=Q(state=State.PENDING)
             ),
             # The claim and the rescue: what is in somebody's hands.
             models.Index("endpoint", "lease_until", name="delivery_held", condition=Q(state=State.SENDING)),

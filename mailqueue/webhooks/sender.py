@@ -147,7 +147,9 @@ class Sender:
                 "Content-Type": "application/json",
                 "User-Agent": f"mailqueue-webhooks/{settings.VERSION}",
             }
-            answer = await self._caller.post(claimed.url, claimed.payload.encode(), headers)
+            answer = await self._caller.post(
+                claimed.endpoint_id, claimed.url, claimed.payload.encode(), headers
+            )
         else:
             answer = Answer(None, "Its secret cannot be read; rotate it.", 0.0)
         self._results.append(result_of(claimed, answer, random.random()))  # noqa: S311 -- spreads load, hides nothing

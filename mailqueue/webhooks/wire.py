@@ -4,11 +4,14 @@ import asyncio
 import ssl
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import httpcore
+from httpcore import AsyncHTTPConnection
 
 from accounts import guard
 from accounts.guard import Address
@@ -99,31 +102,71 @@ async def _resolve(place: Place) -> list[Address]:
 
 
 class Caller:
-    """Keeps connections to receivers; of one event loop."""
+    """Keeps connections to receivers for a while; of one event loop. httpcore's own pool looks at all that it has
+    several times for each call, which took most of the time."""
 
     def __init__(self) -> None:
-        context = ssl.create_default_context()
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self._pools = {
-            scheme: httpcore.AsyncConnectionPool(
-                ssl_context=context,
-                max_connections=None,
-                keepalive_expiry=KEEP_SECONDS,
-                network_backend=_Network(scheme),
-            )
-            for scheme in ("https", "http")
-        }
+        self._context = ssl.create_default_context()
+        self._context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self._networks = {scheme: _Network(scheme) for scheme in ("https", "http")}
+        #: By webhook and place, with the time since when each is idle; the newest last.
+        self._idle: dict[tuple[int, str, str], list[tuple[float, AsyncHTTPConnection]]] = defaultdict(list)
+        self._sweeping: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
-        for pool in self._pools.values():
-            await pool.aclose()
+        if self._sweeping:
+            self._sweeping.cancel()
+            await asyncio.wait([self._sweeping])
+        await self._close_idle(time.monotonic())
 
-    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+    @asynccontextmanager
+    async def _connection(self, webhook: int, place: Place) -> AsyncIterator[AsyncHTTPConnection]:
+        known = (webhook, place.scheme, place.authority)
+        connection = await self._kept(known) or AsyncHTTPConnection(
+            httpcore.Origin(place.scheme.encode(), place.host.encode(), place.port),
+            ssl_context=self._context,
+            network_backend=self._networks[place.scheme],
+        )
+        try:
+            yield connection
+        finally:
+            if connection.is_available():
+                self._idle[known].append((time.monotonic(), connection))
+                self._sweeping = self._sweeping or asyncio.create_task(self._sweep())
+            else:
+                await connection.aclose()
+
+    async def _kept(self, known: tuple[int, str, str]) -> AsyncHTTPConnection | None:
+        kept = self._idle.get(known, [])
+        while kept:
+            _, connection = kept.pop()
+            if not connection.has_expired():  # the receiver has not closed it
+                return connection
+            await connection.aclose()
+        return None
+
+    async def _sweep(self) -> None:
+        while self._idle:
+            await asyncio.sleep(KEEP_SECONDS)
+            await self._close_idle(time.monotonic() - KEEP_SECONDS)
+        self._sweeping = None
+
+    async def _close_idle(self, since: float) -> None:
+        """Those that nobody has used since then."""
+        for known, kept in list(self._idle.items()):
+            old = [connection for at, connection in kept if at <= since]
+            kept[:] = [each for each in kept if each[0] > since]
+            if not kept:
+                del self._idle[known]
+            for connection in old:
+                await connection.aclose()
+
+    async def post(self, webhook: int, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
         """Raises nothing but cancellation."""
         began = time.monotonic()
         try:
             async with asyncio.timeout(TOTAL_SECONDS):
-                code, asked = await self._post(Place.of(url), body, headers)
+                code, asked = await self._post(webhook, Place.of(url), body, headers)
         except Exception as error:  # noqa: BLE001 -- whatever a receiver does is an answer
             return Answer(None, _in_words(error), time.monotonic() - began)
         seconds = time.monotonic() - began
@@ -134,17 +177,17 @@ class Caller:
         asked = asked if code in (429, 503) else ""
         return Answer(code, f"HTTP {code}", seconds, retry_after(asked, datetime.now(UTC)))
 
-    async def _post(self, place: Place, body: bytes, headers: Mapping[str, str]) -> tuple[int, str]:
+    async def _post(
+        self, webhook: int, place: Place, body: bytes, headers: Mapping[str, str]
+    ) -> tuple[int, str]:
         """The status, and its Retry-After."""
         url = httpcore.URL(scheme=place.scheme, host=place.host, port=place.port, target=place.target)
-        stream = self._pools[place.scheme].stream(
-            "POST",
-            url,
-            headers=[("Host", place.authority), *headers.items()],
-            content=body,
-            extensions={"timeout": {"connect": CONNECT_SECONDS}},
-        )
-        async with stream as response:
+        sent = {"Host": place.authority, **headers}
+        within = {"timeout": {"connect": CONNECT_SECONDS}}
+        async with (
+            self._connection(webhook, place) as connection,
+            connection.stream("POST", url, headers=sent, content=body, extensions=within) as response,
+        ):
             read = 0
             async for chunk in response.aiter_stream():
                 read += len(chunk)

@@ -79,7 +79,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='delivery',
-            index=models.Index(models.F('endpoint'), models.F('next_attempt_at'), condition=models.Q(('state', 0)), name='delivery_due'),
+            index=models.Index(models.F('endpoint'), models.F('next_attempt_at'), models.F('id'), condition=models.Q(('state', 0)), name='delivery_due'),
         ),
         migrations.AddIndex(
             model_name='delivery',
