@@ -142,10 +142,7 @@ def settle(results: Sequence[Result]) -> int:
             },
         )
         settled: int = cursor.rowcount
-    mended = Endpoint.objects.filter(pk__in=taken, failing_since__isnull=False)
-    mended.update(failing_since=None, last_failed_at=None)
-    if failed:
-        _note_failures(failed)
+    _note(taken, failed)
     return settled
 
 
@@ -162,13 +159,20 @@ WHERE d.id = r.id AND d.claim_token = r.token
 """
 
 
-def _note_failures(pks: set[int]) -> None:
+def _note(taken: set[int], failed: set[int]) -> None:
+    """Since when which webhooks fail; those that have failed for too long are disabled."""
     now = timezone.now()
-    failing = Endpoint.objects.filter(pk__in=pks)
+    mended, failing = Q(pk__in=taken, failing_since__isnull=False), Q(pk__in=failed)
     broken = Q(failing_since=None) | Q(last_failed_at__lt=now - BREAK)
-    failing.filter(broken).update(failing_since=now)
-    failing.update(last_failed_at=now)
-    for silent in failing.active().filter(failing_since__lt=now - PATIENCE):
+    with transaction.atomic():
+        # In the order in which the fan-out takes them.
+        changed = Endpoint.objects.filter(mended | failing).order_by("id")
+        if not list(changed.select_for_update(no_key=True).values_list("id")):
+            return
+        Endpoint.objects.filter(mended).update(failing_since=None, last_failed_at=None)
+        Endpoint.objects.filter(failing & broken).update(failing_since=now)
+        Endpoint.objects.filter(failing).update(last_failed_at=now)
+    for silent in Endpoint.objects.active().filter(failing, failing_since__lt=now - PATIENCE):
         disable(silent, SILENT)
 
 

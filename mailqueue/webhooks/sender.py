@@ -28,6 +28,8 @@ ROOM = 500
 GATHER_SECONDS = 0.01
 #: After trouble with the database (seconds).
 PAUSE_SECONDS = 1.0
+#: A sender that stops waits for so long for what it has asked of the database.
+DATABASE_SECONDS = 5.0
 
 T = TypeVar("T")
 
@@ -43,7 +45,7 @@ class Sender:
         self._flying: dict[asyncio.Task[None], Claimed] = {}
         self._results: list[Result] = []
         self._counts: Counter[str] = Counter()
-        self._is_stopping = False
+        self._is_stopping = self._is_over = False
 
     def start(self) -> Self:
         self._thread.start()
@@ -78,6 +80,10 @@ class Sender:
     async def _finish(self, seconds: float) -> None:
         if self._flying:
             await asyncio.wait(self._flying, timeout=seconds)
+        self._is_over = True
+        self._knocked.set()
+        # It ends by itself: a claim that is broken off might be committed all the same, and wait for its lease.
+        await asyncio.wait([self._round], timeout=DATABASE_SECONDS)
         self._round.cancel()
         await asyncio.wait([self._round])
         left = dict(self._flying)
@@ -95,7 +101,7 @@ class Sender:
     # Round and round --------------------------------------------------------------------------------
 
     async def _rounds(self) -> None:
-        while True:
+        while not self._is_over:
             await self._knocked.wait()
             self._knocked.clear()
             try:

@@ -182,7 +182,7 @@ class Caller:
     ) -> tuple[int, str]:
         """The status, and its Retry-After."""
         url = httpcore.URL(scheme=place.scheme, host=place.host, port=place.port, target=place.target)
-        sent = {"Host": place.authority, **headers}
+        sent = [("Host", place.authority), *headers.items()]
         within = {"timeout": {"connect": CONNECT_SECONDS}}
         async with (
             self._connection(webhook, place) as connection,
