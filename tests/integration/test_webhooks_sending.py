@@ -4,12 +4,13 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from django.db import OperationalError
+from django.db import OperationalError, connection, transaction
 from django.utils import timezone
 from standardwebhooks import WebhookVerificationError
 
@@ -449,3 +450,12 @@ def test_no_secret_and_no_address_is_logged(owner, receiver, running, caplog):
     assert secret not in caplog.text
     assert "canary-in-the-path" not in caplog.text
     assert "v1," not in caplog.text
+
+
+def test_a_claim_waits_for_nobody_who_holds_a_row(owner):
+    first, *others = waiting(hook(owner, "http://127.0.0.1:9/")[0], 3)
+    with transaction.atomic():
+        Delivery.objects.select_for_update().get(pk=first.pk)
+        with ThreadPoolExecutor(1) as pool:
+            got = pool.submit(lambda: (deliveries.claim(10), connection.close())[0]).result(timeout=60)
+    assert {each.id for each in got} == {each.pk for each in others}
