@@ -97,6 +97,9 @@ class AccountState(models.TextChoices):
 class SmtpAccount(models.Model):
     """One relay for each user. An empty host means the default relay (DEFAULT_SMTP_URL)."""
 
+    #: What `manage.py rotate_credentials` seals again.
+    SEALED = ("sealed_password",)
+
     owner = models.OneToOneField(User, on_delete=models.CASCADE, primary_key=True, related_name="smtp")
     host = models.CharField(max_length=253, blank=True)
     port = models.PositiveIntegerField(default=587)

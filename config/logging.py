@@ -120,6 +120,8 @@ def dict_config(*, text: bool, level: str, file: str) -> dict[str, Any]:
             "django.server": {"level": level, "handlers": [], "propagate": True},
             # Flower asks workers that are still starting; they tell it of themselves when they are up.
             "flower.inspector": {"level": "ERROR"},
+            # Would tell of receivers' addresses and of signatures.
+            "httpcore": {"level": "WARNING"},
             # Each request already has its line; only what raised has more to say.
             "django.request": {"level": "ERROR"},
             # Jobs say what they did; Celery's own two lines would come for each tick, once a second.

@@ -47,6 +47,7 @@ INSTALLED_APPS = [
     "tasks",
     "mailqueue",
     "mailqueue.sandbox",
+    "mailqueue.webhooks",
 ]
 
 MIDDLEWARE = [
@@ -203,6 +204,8 @@ UNFOLD = {
                     _page("Users", "group", reverse_lazy("admin:accounts_user_changelist")),
                     _page("SMTP accounts", "dns", reverse_lazy("admin:accounts_smtpaccount_changelist")),
                     _page("API keys", "key", reverse_lazy("admin:accounts_apikey_changelist")),
+                    _page("Webhooks", "webhook", reverse_lazy("admin:webhooks_endpoint_changelist")),
+                    _page("Webhook deliveries", "send", reverse_lazy("admin:webhooks_delivery_changelist")),
                 ],
             },
             {
@@ -285,6 +288,7 @@ CELERY_TIMEZONE = "UTC"
 CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
 CELERY_BEAT_SCHEDULE = {
     "dispatch what is due": {"task": "mailqueue.dispatch_due", "schedule": 1.0},
+    "send events to webhooks": {"task": "mailqueue.webhooks", "schedule": 1.0},
     "rescue what a dead worker held": {"task": "mailqueue.rescue", "schedule": 30.0},
     "FindUnprocessedTasksAndEnqueue": {
         "task": "mailqueue.sweep",

@@ -21,6 +21,9 @@ from django.db import InterfaceError, OperationalError, close_old_connections
 from mailqueue import upkeep
 from mailqueue.delivery.courier import Courier
 from mailqueue.delivery.hand import Report
+from mailqueue.webhooks import endpoints
+from mailqueue.webhooks.fanout import fan_out
+from mailqueue.webhooks.sender import Sender
 from tasks import doorbell
 
 logger = logging.getLogger(__name__)
@@ -33,6 +36,8 @@ GLANCE_SECONDS = 0.05
 LISTEN_SECONDS = 0.8
 #: A worker that is told to stop gives its mails this long (seconds).
 GRACE_SECONDS = 20.0
+#: What waits for an answer of a receiver is given this long when the worker stops (seconds).
+WEBHOOK_GRACE_SECONDS = 10.0
 
 #: The infrastructure's troubles, which a job retries; a mail's own are on its row.
 AWAY = (OperationalError, InterfaceError)
@@ -78,6 +83,19 @@ def dispatch_due(self: "Task[Any, Any]") -> dict[str, int]:
     return _keep_if(self, done, worth=bool(done["expired"]))
 
 
+@lru_cache
+def _sender() -> Sender:
+    """This process's sender of webhooks, started after the fork."""
+    return Sender().start()
+
+
+@shared_task(name="mailqueue.webhooks", bind=True)
+def webhooks(self: "Task[Any, Any]") -> dict[str, int]:
+    """Writes deliveries of what has happened, and has what is due sent: beside this job, which waits for nobody."""
+    done = {"queued": fan_out(), **_sender().look()}
+    return _keep_if(self, done, worth=any(done.values()))
+
+
 @shared_task(name="mailqueue.rescue", autoretry_for=AWAY, retry_backoff=True, retry_backoff_max=30)
 def rescue() -> dict[str, int]:
     return {"rescued": upkeep.rescue()}
@@ -90,7 +108,7 @@ def sweep() -> dict[str, int]:
 
 @shared_task(name="mailqueue.prune", autoretry_for=AWAY, retry_backoff=True, retry_backoff_max=30)
 def prune() -> dict[str, int]:
-    return {"pruned": upkeep.prune()}
+    return {"pruned": upkeep.prune(), "webhooks": endpoints.prune()}
 
 
 def _keep_if(task: "Task[Any, Any]", result: dict[str, int], *, worth: bool) -> dict[str, int]:
@@ -133,3 +151,5 @@ def _finish(**_signal: Any) -> None:
     """The prefork child is about to leave: what is in flight ends first, the rest goes back."""
     if _courier.cache_info().currsize:
         _courier().stop(GRACE_SECONDS)
+    if _sender.cache_info().currsize:
+        _sender().stop(WEBHOOK_GRACE_SECONDS)

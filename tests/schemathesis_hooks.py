@@ -35,6 +35,8 @@ BEYOND_SCHEMA = {
     "forbidden_security": "SMTP_ALLOWED_NETWORKS",
     "forbidden_content_type": "a list of types",
     "invalid_address": "more rules than a format has; also beside a name, as in a Reply-To",
+    "invalid_url": "hosts and ports, in all their forms",
+    "forbidden_scheme": "the resolver and SMTP_ALLOWED_NETWORKS",
     "invalid_base64": "a format, which the schema names and validators pass over",
     "invalid_content_type": "RFC 2045",
     "invalid_file_name": "characters that look like others",
@@ -104,6 +106,18 @@ class Caller:
         self.http.post("/templates", json=made)  # 409 where it is there still
         return "fuzz"
 
+    def webhook(self) -> int:
+        """One of the caller's: a new one only where there is none, for there may be ten."""
+        found = self.http.get("/webhooks").raise_for_status().json()["results"]
+        active = [each["id"] for each in found if each["state"] == "active"]
+        if not active:
+            for each in found:
+                self.http.delete(f"/webhooks/{each['id']}").raise_for_status()
+        return int(active[0] if active else self.post("/webhooks", {"url": "http://127.0.0.1:9/hook"})["id"])
+
+    def delivery(self, webhook: int) -> int:
+        return int(self.post(f"/webhooks/{webhook}/test", {})["id"])
+
     def own(self, operation: str) -> int | str:
         """The id, or the name, of something that the operation may be done to."""
         made: dict[str, Callable[[], int | str]] = {
@@ -116,6 +130,8 @@ class Caller:
             "suppressions_remove": self.suppression,
             **dict.fromkeys(OF_A_TEMPLATE, self.template),
         }
+        if operation.startswith("webhooks_"):
+            return self.webhook()
         return made[operation]() if operation in made else self.id
 
     def is_ended_by(self, operation: str, case: schemathesis.Case) -> bool:
@@ -156,6 +172,8 @@ if CALL_AS != "nobody":
         name = next((name for name in ("id", "name", "entry") if name in case.path_parameters), None)
         if name and is_good(case) and next(_calls) % 2 == 0:
             case.path_parameters[name] = caller().own(operation_of(case))
+            if "delivery_id" in case.path_parameters:
+                case.path_parameters["delivery_id"] = caller().delivery(case.path_parameters["id"])
         return case
 
     @schemathesis.hook

@@ -196,7 +196,7 @@ class LedgerOverTime(RuleBasedStateMachine):
     def claim(self, who: int, limit: int) -> None:
         worker = self.workers[who]
         may = self.model.claimable()
-        found = worker.clerk._claim_noted(limit, LEASE, {}, 0)
+        found, _, _ = worker.clerk.claim(limit, LEASE, {}, 0)
         worker.take_in_hand(self.model.claimed(found, limit, may))
 
     def one_of(self, who: int, has: Callable[[Worker], Any]) -> Worker | None:
@@ -288,7 +288,7 @@ class LedgerOverTime(RuleBasedStateMachine):
             return
         settlements = [hand.settlement for hand in worker.unsettled if hand.settlement]
         if when == "before the claim's commit":
-            _and_roll_back(lambda: worker.clerk._claim_noted(200, LEASE, {}, 0))
+            _and_roll_back(lambda: worker.clerk.claim(200, LEASE, {}, 0)[0])
         elif when == "before the dot":  # which was noted, and never left
             for hand in worker.unsent[:2]:
                 worker.send(hand, DEEDS["cut off"], dies_at_dot=True)
@@ -329,10 +329,8 @@ class LedgerOverTime(RuleBasedStateMachine):
         if first == second:
             return
         one, other, may = self.workers[first], self.workers[second], self.model.claimable()
-        theirs = self.elsewhere(
-            lambda: _begin(self.clock, lambda: one.clerk._claim_noted(limit, LEASE, {}, 0))
-        )
-        ours = other.clerk._claim_noted(200, LEASE, {}, 0)
+        theirs = self.elsewhere(lambda: _begin(self.clock, lambda: one.clerk.claim(limit, LEASE, {}, 0)[0]))
+        ours = other.clerk.claim(200, LEASE, {}, 0)[0]
         self.elsewhere(lambda: _end(is_committed))
         assert not {mail.id for mail in ours} & {mail.id for mail in theirs}
         # Neither saw the other's, so each may have got a probe of the same account.

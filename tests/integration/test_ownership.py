@@ -9,6 +9,8 @@ from rest_framework.test import APIClient
 
 from accounts.keys import ApiKey, Scope
 from accounts.models import SmtpAccount, User
+from mailqueue.webhooks import endpoints, fanout
+from mailqueue.webhooks.models import Delivery, Endpoint
 from tasks.models import MailTask
 from tasks.states import Status
 from tasks.suppressions import Suppression
@@ -23,7 +25,7 @@ CALLS = sorted(
 )
 OF_ONE = [(method, address) for method, address in CALLS if "/1" in address]
 #: Good enough for all of them, so that none is refused for its body.
-BODY = {"action": "accept", "scheduled_at": "2030-01-31T09:30:00Z"}
+BODY = {"action": "accept", "scheduled_at": "2030-01-31T09:30:00Z", "since": "2030-01-31T09:30:00Z"}
 CLIENTS = {
     "other": lambda: client_of(UserFactory()),
     "other's key": lambda: with_key(UserFactory()),
@@ -49,6 +51,7 @@ def fill_lists(owner: User) -> None:
     ApiKey.mint(owner, "mine", ["read"])
     Suppression.objects.add(owner, "gone@example.com")
     make(owner, "mine", {"subject": "x", "body": "x"})
+    fanout.test_delivery(endpoints.make(owner, "https://example.com/hook", [], "")[0])
 
 
 def address_of(task: MailTask, address: str) -> str:
@@ -60,8 +63,11 @@ def address_of(task: MailTask, address: str) -> str:
         "keys": ApiKey.objects.get(owner=task.owner).pk,
         "templates": "mine",
         "suppressions": Suppression.objects.get(owner=task.owner).pk,
+        "webhooks": Endpoint.objects.get(owner=task.owner).pk,
     }
-    return address.replace("/1", f"/{pk[address.split('/')[3]]}")
+    delivery = Delivery.objects.get(endpoint__owner=task.owner).pk
+    address = address.replace("/deliveries/1", f"/deliveries/{delivery}")
+    return address.replace("/1", f"/{pk[address.split('/')[3]]}", 1)
 
 
 def call(client: APIClient, method: str, address: str):
@@ -71,6 +77,7 @@ def call(client: APIClient, method: str, address: str):
 def rows(owner: User) -> str:
     of = [User.objects.filter(pk=owner.pk), SmtpAccount.objects.filter(owner=owner)]
     of += [MailTask.objects.filter(owner=owner), ApiKey.objects.filter(owner=owner)]
+    of += [Endpoint.objects.filter(owner=owner), Delivery.objects.filter(endpoint__owner=owner)]
     of += [Suppression.objects.filter(owner=owner), MailTemplate.objects.filter(owner=owner)]
     return "".join(dumps.serialize("json", each) for each in of)
 

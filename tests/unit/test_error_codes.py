@@ -24,6 +24,7 @@ SOURCES = [
     *sorted((ROOT / "tasks").glob("*.py")),
     *sorted((ROOT / "tasks/api").glob("*.py")),
     ROOT / "mailqueue/api.py",
+    *sorted((ROOT / "mailqueue/webhooks").glob("*.py")),
 ]
 ERRORS = {
     "APIException",
@@ -34,6 +35,7 @@ ERRORS = {
     "PermissionDenied",
     "ValidationError",
     "DjangoValidationError",
+    "ForbiddenPlaceError",
 }
 #: Second of `_answer(status, detail, code)` and the like.
 ANSWERS = {"_answer": 2, "problem": 2, "RegexValidator": 2, "PartError": 2}
