@@ -5,6 +5,7 @@ forget to say for whom it is. That lists show one's own alone is in test_ownersh
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,11 @@ from rest_framework.views import APIView
 
 from accounts.keys import ApiKey
 from accounts.models import SmtpAccount, User
+from mailqueue.webhooks.models import Delivery, Endpoint
 from tasks.models import MailTask
 from tasks.states import Status
 from tasks.suppressions import Suppression
+from tasks.templates import MailTemplate
 from tests.factories import PASSWORD, MailFactory, UserFactory, client_of
 from tests.integration.test_ownership import address_of, fill_lists, rows
 from tests.routes import calls
@@ -102,6 +105,20 @@ API: dict[tuple[str, str], Row] = {
     ("PUT", "/api/v1/templates/1"): Theirs(200, TEXTS),
     ("DELETE", "/api/v1/templates/1"): Theirs(204),
     ("POST", "/api/v1/templates/1/preview"): Theirs(200, {}),
+    ("GET", "/api/v1/templates/1/versions"): Theirs(200),
+    ("POST", "/api/v1/templates/1/rollback"): Theirs(200, {"version": 1}),
+    ("GET", "/api/v1/task/events"): Ones_own(200),
+    ("GET", "/api/v1/task/1/events"): Theirs(200),
+    ("GET", "/api/v1/webhooks"): Ones_own(200),
+    ("POST", "/api/v1/webhooks"): Ones_own(201, {"url": "https://127.0.0.1/hook"}),
+    ("GET", "/api/v1/webhooks/1"): Theirs(200),
+    ("PATCH", "/api/v1/webhooks/1"): Theirs(200, {"description": "new"}),
+    ("DELETE", "/api/v1/webhooks/1"): Theirs(204),
+    ("POST", "/api/v1/webhooks/1/rotate"): Theirs(200, {}),
+    ("POST", "/api/v1/webhooks/1/test"): Theirs(202),
+    ("GET", "/api/v1/webhooks/1/deliveries"): Theirs(200),
+    ("POST", "/api/v1/webhooks/1/deliveries/1/replay"): Theirs(202),
+    ("POST", "/api/v1/webhooks/1/replay"): Theirs(202, {"since": "2020-01-31T09:30:00Z"}),
 }
 #: Beside the API; whoever asks gets the same.
 PAGES = {
@@ -188,10 +205,10 @@ def test_a_page_is_the_same_for_all(address: str) -> None:
 #: One row for each page; what is unknown there is asked for as well.
 ADMIN = sorted(
     {
-        address.replace("<path:content_type_id>/<path:object_id>", "1/1")
+        re.sub(r"\^\(\?P<app_label>.*?\)/\$", "tasks/", address)
+        .replace("<path:content_type_id>/<path:object_id>", "1/1")
         .replace("<path:object_id>", "1")
         .replace("<id>", "1")
-        .replace("^(?P<app_label>auth|accounts|tasks|django_celery_beat|django_celery_results)/$", "tasks/")
         .replace("(?P<url>.*)$", "nothing")
         for address, _ in patterns()
         if address.startswith("/admin/")
@@ -231,6 +248,9 @@ def test_staff_without_rights_see_nothing_of_anybody(task: MailTask, address: st
         "apikey": ApiKey.objects.get().pk,
         "mailtask": task.pk,
         "suppression": Suppression.objects.get().pk,
+        "mailtemplate": MailTemplate.objects.get().pk,
+        "endpoint": Endpoint.objects.get().pk,
+        "delivery": Delivery.objects.get().pk,
     }
     model = address.split("/")[3] if address.count("/") > 3 else ""
     page = Client(raise_request_exception=False)
