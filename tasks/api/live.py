@@ -55,7 +55,7 @@ def _opened(request: Request, task_id: int | None = None) -> tuple[Stream, bool]
         raise TooManyRequests(5, f"Too many streams are open here; yours may be {PER_OWNER:,}.")
     events.listen(owner_id, LISTEN_FOR)
     try:
-        newest = events.latest()
+        newest = events.latest(1.0)  # all other calls wait meanwhile
     except events.UnsettledError as error:
         raise ServiceUnavailable from error
     position, status = _resumed(request.headers.get("Last-Event-ID", ""), newest)
