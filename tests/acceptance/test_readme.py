@@ -61,7 +61,7 @@ def until(ask: Callable[[], Any], holds: Callable[[Any], bool]) -> Any:
 
 
 def test_the_walk_through_runs_as_it_stands(shell: Shell) -> None:
-    log_in, enqueue, look, read, later, bob, what_failed = WALK_THROUGH
+    log_in, enqueue, look, read, later, one_time, bob, what_failed = WALK_THROUGH
 
     registered = json.loads("\n".join(shell.paste(log_in)))
     assert registered["email"] == "ada@example.com"
@@ -78,6 +78,9 @@ def test_the_walk_through_runs_as_it_stands(shell: Shell) -> None:
     waiting, cancelled = map(json.loads, shell.paste(later))
     assert [each["waiting"]["reason"] for each in waiting["results"]] == ["scheduled"]
     assert (cancelled["status"], cancelled["cancel_reason"]) == ("cancelled", "user")
+
+    taken, first, second = map(json.loads, shell.paste(one_time))
+    assert (taken["status"], first["verified"], second["verified"]) == (True, True, False)
 
     registered, accepted = map(json.loads, shell.paste(bob))
     assert (registered["smtp_host"], registered["smtp_port"]) == ("127.0.0.1", 9)

@@ -24,6 +24,9 @@ SOURCES = [
     *sorted((ROOT / "tasks").glob("*.py")),
     *sorted((ROOT / "tasks/api").glob("*.py")),
     ROOT / "mailqueue/api.py",
+    ROOT / "mailqueue/kinds.py",
+    ROOT / "mailqueue/typed.py",
+    *sorted((ROOT / "mailqueue/otp").glob("*.py")),
 ]
 ERRORS = {
     "APIException",
