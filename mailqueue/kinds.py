@@ -14,7 +14,15 @@ from tasks.api.serializers import MailAddress, WholeNumber
 #: Retries are what follows the first try, and a mail has 20 tries at most.
 MOST_RETRIES = 19
 #: How else a recipient may be called; the first of them that is there is taken.
-ALSO_RECIPIENT = ("userEmail", "recipient", "recipient_email")
+RECIPIENT = ("userId", "userEmail", "recipient", "recipient_email")
+
+
+def with_recipient(name: str, data: Any) -> Any:
+    """The same, with the recipient by that name."""
+    if not isinstance(data, dict) or name in data:
+        return data
+    other = next((each for each in RECIPIENT if each in data), None)
+    return data | {name: data[other]} if other else data
 
 
 class OneWord(serializers.ChoiceField):
@@ -40,10 +48,7 @@ class ToSomebody(serializers.Serializer[Any]):
     )
 
     def to_internal_value(self, data: Any) -> Any:
-        if isinstance(data, dict) and "userId" not in data:
-            other = next((name for name in ALSO_RECIPIENT if name in data), None)
-            data = data | {"userId": data[other]} if other else data
-        return super().to_internal_value(data)
+        return super().to_internal_value(with_recipient("userId", data))
 
 
 class TypedTask(serializers.Serializer[Any]):

@@ -12,7 +12,7 @@ from rest_framework.views import APIView
 from accounts.api.problems import documented
 from accounts.api.throttling import TooManyRequests, announce
 from accounts.models import User
-from mailqueue.kinds import Done, Kind, OneWord, ToSomebody, TypedTask, max_tries, metadata
+from mailqueue.kinds import Done, Kind, OneWord, ToSomebody, TypedTask, max_tries, metadata, with_recipient
 from mailqueue.otp import codes
 from mailqueue.otp.letter import TEMPLATE
 from tasks.api.serializers import MailAddress, WholeNumber
@@ -71,14 +71,25 @@ def send_code(view: APIView, owner: User, asked: dict[str, Any]) -> Done:
 GENERATE_OTP = Kind(OtpTask, send_code)
 
 
-@extend_schema_field({"type": ["string", "integer"], "minLength": 1, "maxLength": 100})
+_LARGEST = 10**codes.LONGEST - 1
+
+
+@extend_schema_field(
+    {
+        "anyOf": [
+            {"type": "string", "minLength": 1, "maxLength": 100},
+            {"type": "integer", "minimum": 0, "maximum": _LARGEST},
+        ]
+    }
+)
 class GivenCode(serializers.CharField):
     """As somebody typed it, with spaces in between perhaps; a number will do."""
 
     def to_internal_value(self, data: Any) -> str:
         if isinstance(data, float) and data.is_integer():
             data = int(data)
-        if isinstance(data, bool) or not isinstance(data, str | int):
+        is_number = isinstance(data, int) and not isinstance(data, bool)
+        if not (isinstance(data, str) or (is_number and 0 <= data <= _LARGEST)):
             self.fail("invalid")
         return "".join(str(super().to_internal_value(str(data))).split())
 
@@ -88,6 +99,9 @@ class VerifySerializer(serializers.Serializer[Any]):
         max_length=254, help_text="to whom the one-time password was sent"
     )
     otp = GivenCode(max_length=100, help_text="what they say it is")
+
+    def to_internal_value(self, data: Any) -> Any:
+        return super().to_internal_value(with_recipient("userEmail", data))
 
 
 class VerifiedSerializer(serializers.Serializer[Any]):

@@ -195,6 +195,12 @@ def test_it_is_taken_as_people_and_programs_give_it(api: APIClient, typed: Any) 
     assert verified(api, typed(made(api)))
 
 
+@pytest.mark.parametrize("name", ["userId", "recipient", "recipient_email"])
+def test_the_recipient_may_be_called_otherwise(api: APIClient, name: str) -> None:
+    answer = api.post(VERIFY, {name: JANE, "otp": made(api)}, format="json")
+    assert answer.json()["verified"] is True
+
+
 def test_the_address_is_compared_without_regard_to_case(api: APIClient) -> None:
     assert verified(api, made(api, "Jane@Example.COM"), "jane@example.com")
 
@@ -290,6 +296,8 @@ def test_codes_of_other_owners_are_neither_verified_nor_spoilt(api: APIClient) -
         ({"userEmail": JANE, "otp": None}, "otp", "null"),
         ({"userEmail": JANE, "otp": True}, "otp", "invalid"),
         ({"userEmail": JANE, "otp": 1.5}, "otp", "invalid"),
+        ({"userEmail": JANE, "otp": -1}, "otp", "invalid"),
+        ({"userEmail": JANE, "otp": 10**8}, "otp", "invalid"),
         ({"userEmail": JANE, "otp": ["123456"]}, "otp", "invalid"),
         ({"userEmail": JANE, "otp": "1" * 101}, "otp", "max_length"),
     ],
