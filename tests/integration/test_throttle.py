@@ -367,7 +367,7 @@ def test_the_schema_says_which_calls_are_limited():
         (method, address)
         for method, address, view in calls()
         if view.throttle_classes or address == "/api/v1/login"
-    }
+    } - {("POST", "/api/v1/task")}  # the same as with a slash, and not said twice
     documented = {
         (method.upper(), address.replace("{id}", "1"))
         for address, operations in paths.items()
@@ -375,4 +375,4 @@ def test_the_schema_says_which_calls_are_limited():
         if "429" in operation["responses"]
     }
     assert documented == limited
-    assert len(limited) == 6
+    assert len(limited) == 7
