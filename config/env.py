@@ -60,6 +60,7 @@ class Environment:
     throttle_smtp_test: pace
     throttle_enqueue: pace
     daily_quota: int
+    otp_ttl_seconds: int
     trusted_proxies: type_networks
     web_processes: int
     log_level: str
@@ -163,6 +164,7 @@ def read() -> Environment:
         "throttle_smtp_test": env.pace("THROTTLE_SMTP_TEST", "10/m"),
         "throttle_enqueue": env.pace("THROTTLE_ENQUEUE", "off"),
         "daily_quota": env.int("MAIL_DAILY_QUOTA", 0, validate=validate.Range(min=0)),
+        "otp_ttl_seconds": env.int("OTP_TTL_SECONDS", 300, validate=positive),
         "trusted_proxies": env.networks("TRUSTED_PROXIES", ""),
         "web_processes": env.int("WEB_PROCESSES", 2, validate=positive),
         "log_level": env.str(

@@ -48,6 +48,7 @@ INSTALLED_APPS = [
     "mailqueue",
     "mailqueue.sandbox",
     "mailqueue.webhooks",
+    "mailqueue.otp",
 ]
 
 MIDDLEWARE = [
@@ -243,6 +244,7 @@ SWEEP_AFTER_SECONDS = ENV.sweep_after_seconds
 MAIL_DOMAIN_LIMITS = ENV.domain_limits
 MAIL_DAILY_QUOTA = ENV.daily_quota
 MAIL_KEEP_DAYS = ENV.keep_days
+OTP_TTL_SECONDS = ENV.otp_ttl_seconds
 WORKER_CONCURRENCY = ENV.worker_concurrency
 WORKER_CONNECTIONS = ENV.worker_connections
 WORKER_MAILS_PER_CONNECTION = ENV.worker_mails_per_connection

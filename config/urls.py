@@ -11,6 +11,8 @@ from accounts.api.problems import reads_only
 from config import health
 from config.openapi import SchemaView
 from mailqueue import api as mailqueue_api
+from mailqueue.otp.api import VerifyView
+from mailqueue.typed import TypedTaskView
 from tasks.api import suppressions, templates
 
 handler400 = "accounts.api.problems.bad_request"
@@ -28,6 +30,10 @@ urlpatterns = [
     path("api/docs", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
     path("api/v1/", include("accounts.api.urls")),
     path("api/v1/user/<int:pk>/smtp/test", mailqueue_api.SmtpTestView.as_view()),
+    path("api/v1/task/", TypedTaskView.as_view()),
+    # The same without the slash: a redirect would lose the body.
+    path("api/v1/task", TypedTaskView.as_view(schema=None)),
+    path("api/v1/task/verify", VerifyView.as_view()),
     path("api/v1/task/", include("tasks.api.urls")),
     path("api/v1/templates", templates.TemplatesView.as_view()),
     path("api/v1/templates/<str:name>", templates.TemplateView.as_view()),

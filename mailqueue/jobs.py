@@ -21,6 +21,7 @@ from django.db import InterfaceError, OperationalError, close_old_connections
 from mailqueue import upkeep
 from mailqueue.delivery.courier import Courier
 from mailqueue.delivery.hand import Report
+from mailqueue.otp import codes
 from mailqueue.webhooks import endpoints
 from mailqueue.webhooks.fanout import fan_out
 from mailqueue.webhooks.sender import Sender
@@ -108,7 +109,7 @@ def sweep() -> dict[str, int]:
 
 @shared_task(name="mailqueue.prune", autoretry_for=AWAY, retry_backoff=True, retry_backoff_max=30)
 def prune() -> dict[str, int]:
-    return {"pruned": upkeep.prune(), "webhooks": endpoints.prune()}
+    return {"pruned": upkeep.prune(), "webhooks": endpoints.prune(), "codes": codes.prune()}
 
 
 def _keep_if(task: "Task[Any, Any]", result: dict[str, int], *, worth: bool) -> dict[str, int]:

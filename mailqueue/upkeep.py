@@ -8,7 +8,7 @@ from django.db.models.functions import Now
 from rest_framework_simplejwt.token_blacklist.models import OutstandingToken
 
 from tasks import doorbell, events, idempotency, ledger
-from tasks.models import Attempt, IdempotencyKey, MailContent, MailTask, Tag
+from tasks.models import Attempt, IdempotencyKey, MailContent, MailTask, OneTime, Tag
 from tasks.states import FINAL
 
 #: Rows looked at in one bite; the next tick takes the next.
@@ -26,8 +26,11 @@ def dispatch_due() -> dict[str, int]:
 
 
 def expire() -> int:
-    """Cancels what waited beyond its time; how many."""
-    return ledger.expire(BITE)
+    """Cancels what waited beyond its time; how many. Empties what has served once, such as a mail with a one-time
+    password, which thereby is kept for a second or so after it was sent."""
+    expired = ledger.expire(BITE)
+    ledger.blank(BITE)
+    return expired
 
 
 def rescue() -> int:
@@ -59,7 +62,7 @@ def prune() -> int:
         .order_by("created_at")
         .values_list("id", flat=True)[:BITE]
     ):
-        for rows in (Attempt, MailContent, Tag):
+        for rows in (Attempt, MailContent, OneTime, Tag):
             rows.objects.filter(task_id__in=ids)._raw_delete(using="default")  # noqa: SLF001 -- no cascade to look up
         MailTask.objects.filter(id__in=ids, status__in=FINAL)._raw_delete(using="default")  # noqa: SLF001
         total += len(ids)

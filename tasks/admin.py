@@ -19,7 +19,7 @@ from unfold.utils import display_for_label
 
 from tasks import submission
 from tasks.admin_queries import BoundedPaginator, ListedTasks, TaskChangeList
-from tasks.models import Attempt, Claim, MailTask, MailTaskQuerySet
+from tasks.models import Attempt, Claim, MailTask, MailTaskQuerySet, OneTime
 from tasks.states import CancelReason, Outcome, Status
 from tasks.suppressions import Suppression
 from tasks.templates import MailTemplate, TemplateVersion
@@ -308,9 +308,9 @@ def _in_a_line(text: str) -> SafeString:
 
 
 def _raw(task: MailTask) -> bytes:
-    """Nothing once the content has been pruned."""
+    """Nothing once the content has been pruned, nor of what is for the recipient's eyes alone."""
     content = getattr(task, "content", None)
-    return bytes(content.raw) if content else b""
+    return bytes(content.raw) if content and not OneTime.objects.filter(task=task).exists() else b""
 
 
 def _body(task: MailTask, subtype: str) -> str:

@@ -70,7 +70,12 @@ class Settlement(NamedTuple):
 
 
 def enter(
-    task: MailTask, raw: bytes, *, tags: Sequence[str] = (), details: Mapping[str, Any] | None = None
+    task: MailTask,
+    raw: bytes,
+    *,
+    tags: Sequence[str] = (),
+    details: Mapping[str, Any] | None = None,
+    is_one_time: bool = False,
 ) -> bool:
     """Writes a new task and its content, and gives it its id. False if the owner's account is closed.
 
@@ -81,7 +86,8 @@ def enter(
         "tags": list(tags),
         "details": json.dumps(details) if details else None,
     }
-    rows = _run(statements.ENTER_TAGGED if tags else statements.ENTER, parameters)
+    statement = statements.ENTER_TAGGED if tags else statements.ENTER
+    rows = _run(statements.ENTER_ONE_TIME if is_one_time else statement, parameters)
     for task_id, is_suppressed in rows:
         task.pk = task_id
         if is_suppressed:
@@ -295,6 +301,11 @@ def expire(limit: int = 1000) -> int:
     """Cancels what waited beyond its `expires_at`."""
     ids = [row[0] for row in _run(statements.EXPIRED, {"limit": limit})]
     return cancel(MailTask.objects.filter(id__in=ids), CancelReason.EXPIRED)
+
+
+def blank(limit: int) -> int:
+    """Empties the content of mails that served once and have come to their end; how many."""
+    return len(_run(statements.BLANK, {"limit": limit}))
 
 
 def forgotten(seconds: float, limit: int) -> int:

@@ -261,6 +261,23 @@ class MailContent(models.Model):
         return f"content of {self.pk}"
 
 
+class OneTime(models.Model):
+    """A mail that serves once and soon, such as one with a one-time password. What it says is for its recipient
+    alone: its content goes as soon as it is sent, cancelled or void, and after that no retry sends it again."""
+
+    task = models.OneToOneField(
+        MailTask, on_delete=models.CASCADE, primary_key=True, related_name="one_time", db_constraint=False
+    )
+    is_blanked = models.BooleanField(default=False)
+
+    class Meta:
+        # Whose content is still there (blank).
+        indexes = [models.Index("task", name="one_time_unblanked", condition=Q(is_blanked=False))]
+
+    def __str__(self) -> str:
+        return f"{self.pk}, once"
+
+
 class Tag(models.Model):
     """A word of the owner's on one of their mails. Rows of their own, so that untagged mail pays nothing for them."""
 

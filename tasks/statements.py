@@ -64,6 +64,9 @@ tagged AS (
 )"""
 #: Mail without tags does not plan for them.
 ENTER, ENTER_TAGGED = _ENTER.format(tagged=""), _ENTER.format(tagged=_TAGGED)
+_ONE_TIME = """,
+one_time AS (INSERT INTO tasks_onetime (task_id, is_blanked) SELECT id, false FROM task)"""
+ENTER_ONE_TIME = _ENTER.format(tagged=_TAGGED + _ONE_TIME)
 
 # A batch: an array for each column. The ids are drawn first, so that each row is known by its place in the arrays.
 # Suppressions are looked up mail by mail, and only for an owner who has any.
@@ -315,11 +318,15 @@ SELECT id FROM moved
 """
 EXPIRED = "SELECT task_id FROM tasks_due WHERE expires_at <= now() ORDER BY expires_at LIMIT %(limit)s::int"
 
+#: Of a mail that serves once there may be nothing left to send.
+_VOID = f"""EXISTS (SELECT 1 FROM tasks_onetime o WHERE o.task_id = t.id
+        AND (t.status = {Status.CANCELLED:d} OR t.expires_at IS NULL OR t.expires_at <= now()))"""
 # Nobody on the owner's list of suppressions is written to again.
 REQUEUE = f"""
 WITH chosen AS MATERIALIZED (
     SELECT t.id FROM tasks_mailtask t WHERE t.id IN ({{chosen}}) AND NOT EXISTS (
         SELECT 1 FROM tasks_suppression s WHERE s.owner_id = t.owner_id AND s.address = lower(t.recipient))
+    AND NOT {_VOID}
 ),
 taken AS (
     DELETE FROM tasks_due d USING chosen, tasks_mailtask t
@@ -331,7 +338,7 @@ moved AS (
         put_off = NULL, has_failed = false, is_uncertain = false, due_at = now(), moved_at = now(),
         expires_at = CASE WHEN t.expires_at > now() THEN t.expires_at END
     FROM chosen WHERE t.id = chosen.id AND (t.status IN ({Status.CANCELLED:d}, {Status.UNCERTAIN:d})
-        OR t.status = {Status.FAILED:d} AND t.id IN (SELECT task_id FROM taken))
+        OR t.status = {Status.FAILED:d} AND t.id IN (SELECT task_id FROM taken)) AND NOT {_VOID}
     RETURNING t.id, t.owner_id, t.lane, t.due_at, t.expires_at, t.status, t.cancel_reason, t.try_count
 ),
 told AS ({_MOVED})
@@ -367,6 +374,17 @@ WITH moved AS (
 ),
 told AS ({_MOVED})
 SELECT id FROM moved
+"""
+# What somebody may still send keeps its content, whoever holds it; nothing leaves these states for being sent again.
+BLANK = f"""
+WITH spent AS MATERIALIZED (
+    SELECT o.task_id FROM tasks_onetime o JOIN tasks_mailtask t ON t.id = o.task_id
+    WHERE NOT o.is_blanked
+      AND (t.status IN {_FINAL} OR t.status = {Status.UNCERTAIN:d} AND t.expires_at <= now())
+    ORDER BY o.task_id LIMIT %(limit)s::int FOR UPDATE OF o SKIP LOCKED
+),
+emptied AS (UPDATE tasks_mailcontent c SET raw = '' FROM spent WHERE c.task_id = spent.task_id)
+UPDATE tasks_onetime o SET is_blanked = true FROM spent WHERE o.task_id = spent.task_id RETURNING o.task_id
 """
 # Due long since and not touched, though nothing holds its account back.
 FORGOTTEN = f"""

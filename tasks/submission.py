@@ -77,11 +77,16 @@ class AccountClosedError(Exception):
     """The owner's account was closed while its token was still taken."""
 
 
-def submit(owner: User, mail: NewMail) -> MailTask:
+def submit(owner: User, mail: NewMail, *, secret: str = "") -> MailTask:
     """Keeps the mail and rings. When this returns, or the transaction of a caller who has begun one is committed, the
-    mail will be sent, unless its recipient is suppressed: then it is cancelled by now, and nobody is woken."""
+    mail will be sent, unless its recipient is suppressed: then it is cancelled by now, and nobody is woken.
+
+    A `secret` is for the recipient's eyes alone: the mail is sent with it, serves once (see OneTime), and is listed
+    with a subject in which it cannot be read."""
     task, raw = _compose(owner, mail, _account(owner))
-    if not ledger.enter(task, raw, tags=mail.tags, details=mail.details()):
+    if secret:
+        task.subject = task.subject.replace(secret, "•" * len(secret))
+    if not ledger.enter(task, raw, tags=mail.tags, details=mail.details(), is_one_time=bool(secret)):
         raise AccountClosedError
     if task.status == Status.QUEUED:
         transaction.on_commit(doorbell.ring)

@@ -35,7 +35,7 @@ from tasks.api.serializers import (
     TaskDetailSerializer,
     TaskSerializer,
 )
-from tasks.models import MailTask, MailTaskQuerySet
+from tasks.models import MailTask, MailTaskQuerySet, OneTime
 from tasks.preview import describe, preview
 from tasks.states import Status
 from tasks.suppressions import Suppression
@@ -268,6 +268,12 @@ class TaskView(APIView):
         return in_full(request, pk)
 
 
+def _refuse_void(task: MailTask) -> None:
+    """409 if this mail had something to say that serves no more."""
+    if task.status not in NOT_RETRYABLE and OneTime.objects.filter(task=task).exists():
+        raise Conflict("What this mail said served once, and is void by now; ask for a new one.", "void")
+
+
 def _refuse_suppressed(request: Request, task: MailTask) -> None:
     """409 if it is the list of suppressions that keeps this mail from being sent again."""
     if task.status in NOT_RETRYABLE:
@@ -314,6 +320,7 @@ class RetryView(APIView):
         list of suppressions."""
         if not submission.retry(own_tasks(request).filter(pk=pk)):
             task = get_object_or_404(own_tasks(request), pk=pk)
+            _refuse_void(task)
             _refuse_suppressed(request, task)
             raise Conflict(NOT_RETRYABLE.get(task.status, CHANGED), "not_retryable")
         return in_full(request, pk)
@@ -337,6 +344,7 @@ class ResolveView(APIView):
         if not verb(own_tasks(request).filter(pk=pk)):
             task = get_object_or_404(own_tasks(request), pk=pk)
             if task.status == Status.UNCERTAIN:
+                _refuse_void(task)
                 _refuse_suppressed(request, task)
             raise Conflict(NOT_UNCERTAIN.get(task.status, CHANGED), "not_uncertain")
         return in_full(request, pk)

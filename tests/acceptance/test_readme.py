@@ -61,7 +61,7 @@ def until(ask: Callable[[], Any], holds: Callable[[Any], bool]) -> Any:
 
 
 def test_the_walk_through_runs_as_it_stands(shell: Shell) -> None:
-    log_in, enqueue, watch, look, read, later, template, suppress, bob, what_failed = WALK_THROUGH
+    log_in, enqueue, watch, look, read, later, template, suppress, one_time, bob, what_failed = WALK_THROUGH
 
     registered = json.loads("\n".join(shell.paste(log_in)))
     assert registered["email"] == "ada@example.com"
@@ -85,6 +85,9 @@ def test_the_walk_through_runs_as_it_stands(shell: Shell) -> None:
     assert accepted["status"] == "queued"
     (suppressed,) = map(json.loads, shell.paste(suppress))
     assert (suppressed["address"], suppressed["reason"]) == ("joe@example.com", "manual")
+
+    taken, first, second = map(json.loads, shell.paste(one_time))
+    assert (taken["status"], first["verified"], second["verified"]) == (True, True, False)
 
     registered, accepted = map(json.loads, shell.paste(bob))
     assert (registered["smtp_host"], registered["smtp_port"]) == ("127.0.0.1", 9)

@@ -33,6 +33,7 @@ pytestmark = pytest.mark.django_db
 #: Stands in everything that the owner has, and in no answer to anybody else.
 MARK = "zebra-crossing"
 MAIL = {"recipient_email": "jane@example.com", "subject": "hello", "body": "Hello."}
+TYPED = {"type": "generateOtp", "payload": {"userId": "jane@example.com"}}
 TEXTS = {"subject": "hello", "body": "Hello."}
 
 
@@ -107,6 +108,9 @@ API: dict[tuple[str, str], Row] = {
     ("POST", "/api/v1/templates/1/preview"): Theirs(200, {}),
     ("GET", "/api/v1/templates/1/versions"): Theirs(200),
     ("POST", "/api/v1/templates/1/rollback"): Theirs(200, {"version": 1}),
+    ("POST", "/api/v1/task/"): Ones_own(202, TYPED),
+    ("POST", "/api/v1/task"): Ones_own(202, TYPED),
+    ("POST", "/api/v1/task/verify"): Ones_own(200, {"userEmail": "jane@example.com", "otp": "123456"}),
     ("GET", "/api/v1/task/events"): Ones_own(200),
     ("GET", "/api/v1/task/1/events"): Theirs(200),
     ("GET", "/api/v1/webhooks"): Ones_own(200),

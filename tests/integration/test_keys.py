@@ -249,7 +249,13 @@ OPEN = {
 }
 #: Nothing that keys could do may come in without being looked at here.
 NEEDED = {
-    "send": {("POST", "/api/v1/task/enqueue"), ("POST", "/api/v1/task/enqueue/batch")},
+    "send": {
+        ("POST", "/api/v1/task/enqueue"),
+        ("POST", "/api/v1/task/enqueue/batch"),
+        ("POST", "/api/v1/task/"),
+        ("POST", "/api/v1/task"),
+        ("POST", "/api/v1/task/verify"),
+    },
     "read": {
         ("GET", "/api/v1/user/1"),
         ("GET", "/api/v1/keys"),

@@ -1,14 +1,17 @@
 """The ownership matrix: every call of the API by nobody, by another user, by staff, and by the owner."""
 
 import json
+from datetime import timedelta
 
 import pytest
 from django.core import serializers as dumps
+from django.utils import timezone
 from rest_framework.permissions import AllowAny
 from rest_framework.test import APIClient
 
 from accounts.keys import ApiKey, Scope
 from accounts.models import SmtpAccount, User
+from mailqueue.otp.models import Code
 from mailqueue.webhooks import endpoints, fanout
 from mailqueue.webhooks.models import Delivery, Endpoint
 from tasks.models import MailTask
@@ -26,6 +29,8 @@ CALLS = sorted(
 OF_ONE = [(method, address) for method, address in CALLS if "/1" in address]
 #: Good enough for all of them, so that none is refused for its body.
 BODY = {"action": "accept", "scheduled_at": "2030-01-31T09:30:00Z", "since": "2030-01-31T09:30:00Z"}
+BODY |= {"type": "generateOtp", "payload": {"userId": "joe@example.com"}}
+BODY |= {"userEmail": "jane@example.com", "otp": "123456"}
 CLIENTS = {
     "other": lambda: client_of(UserFactory()),
     "other's key": lambda: with_key(UserFactory()),
@@ -52,6 +57,11 @@ def fill_lists(owner: User) -> None:
     Suppression.objects.add(owner, "gone@example.com")
     make(owner, "mine", {"subject": "x", "body": "x"})
     fanout.test_delivery(endpoints.make(owner, "https://example.com/hook", [], "")[0])
+    now = timezone.now()
+    later = now + timedelta(minutes=5)
+    Code.objects.create(
+        owner=owner, recipient="jane@example.com", mark=b"x", created_at=now, expires_at=later, task_id=0
+    )
 
 
 def address_of(task: MailTask, address: str) -> str:
@@ -79,6 +89,7 @@ def rows(owner: User) -> str:
     of += [MailTask.objects.filter(owner=owner), ApiKey.objects.filter(owner=owner)]
     of += [Endpoint.objects.filter(owner=owner), Delivery.objects.filter(endpoint__owner=owner)]
     of += [Suppression.objects.filter(owner=owner), MailTemplate.objects.filter(owner=owner)]
+    of += [Code.objects.filter(owner=owner)]
     return "".join(dumps.serialize("json", each) for each in of)
 
 

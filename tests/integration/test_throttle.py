@@ -367,7 +367,7 @@ def test_the_schema_says_which_calls_are_limited():
         (method, address)
         for method, address, view in calls()
         if view.throttle_classes or address == "/api/v1/login" or address.endswith("/events")
-    }
+    } - {("POST", "/api/v1/task")}  # the same as with a slash, and not said twice
     documented = {
         (method.upper(), re.sub(r"\{\w+\}", "1", address))
         for address, operations in paths.items()
@@ -375,4 +375,4 @@ def test_the_schema_says_which_calls_are_limited():
         if "429" in operation["responses"]
     }
     assert documented == limited
-    assert len(limited) == 10
+    assert len(limited) == 11

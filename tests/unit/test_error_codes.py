@@ -25,6 +25,9 @@ SOURCES = [
     *sorted((ROOT / "tasks/api").glob("*.py")),
     ROOT / "mailqueue/api.py",
     *sorted((ROOT / "mailqueue/webhooks").glob("*.py")),
+    ROOT / "mailqueue/kinds.py",
+    ROOT / "mailqueue/typed.py",
+    *sorted((ROOT / "mailqueue/otp").glob("*.py")),
 ]
 ERRORS = {
     "APIException",

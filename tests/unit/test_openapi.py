@@ -81,12 +81,12 @@ def test_every_call_says_what_it_may_be_refused_with(name):
     assert "Retry-After" in operation["responses"]["503"]["headers"]
 
 
-@pytest.mark.parametrize("name", ["enqueue", "enqueue_batch"])
+@pytest.mark.parametrize("name", ["enqueue", "enqueue_batch", "typed_task"])
 def test_handing_over_mail_names_its_headers(name):
     operation = OPERATIONS[name]
     sent = {each["name"] for each in operation["parameters"] if each["in"] == "header"}
     assert sent == {"Idempotency-Key"}
-    accepted = operation["responses"]["202" if name == "enqueue" else "207"]["headers"]
+    accepted = operation["responses"]["207" if name == "enqueue_batch" else "202"]["headers"]
     assert {"Idempotency-Replayed", "RateLimit", "RateLimit-Policy"} <= accepted.keys()
     assert {"RateLimit", "RateLimit-Policy", "Retry-After"} <= operation["responses"]["429"]["headers"].keys()
     assert "Retry-After" in operation["responses"]["409"]["headers"]
