@@ -33,7 +33,7 @@ pytestmark = pytest.mark.django_db
 #: Stands in everything that the owner has, and in no answer to anybody else.
 MARK = "zebra-crossing"
 MAIL = {"recipient_email": "jane@example.com", "subject": "hello", "body": "Hello."}
-TYPED = {"type": "generateOtp", "payload": {"userId": "jane@example.com"}}
+TYPED = {"type": "generateOtp", "payload": {"userId": "new@example.com"}}
 TEXTS = {"subject": "hello", "body": "Hello."}
 
 
