@@ -1,22 +1,32 @@
-"""The endpoint whose verb is the machine's: does this account's relay take us?"""
+"""The endpoints whose verb is the machine's: does this account's relay take us? Who delivers, and how is all of it?"""
 
 import asyncio
+from typing import Any
 
+from django.db.models import QuerySet
 from django.shortcuts import get_object_or_404
 from drf_spectacular.utils import OpenApiExample, extend_schema
 from rest_framework import serializers
+from rest_framework.exceptions import PermissionDenied
+from rest_framework.generics import ListAPIView
+from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from accounts.api.problems import documented
+from accounts.api.scopes import WithinScopes
 from accounts.api.throttling import SmtpTestThrottle
+from accounts.caller import is_this_machine
 from accounts.models import SmtpAccount
+from mailqueue import metrics
 from mailqueue.delivery import breaker
 from mailqueue.delivery.handshake import Relay, SessionError, open_session
 from mailqueue.delivery.replies import Answer, Fault
 from mailqueue.delivery.routes import relay_of
+from mailqueue.workers import Worker
 from tasks import doorbell
-from tasks.states import Phase
+from tasks.states import Outcome, Phase
 
 #: The whole test ends within this (seconds), whatever the relay does.
 LONGEST_TEST = 25
@@ -77,3 +87,137 @@ async def _test(relay: Relay | None) -> Answer:
         return Answer(Phase.CONNECT, fault=Fault.TIMEOUT)
     session.quit()
     return Answer(Phase.AUTH)
+
+
+# Workers ----------------------------------------------------------------------------------------------
+
+A_WORKER = {
+    "id": 3,
+    "name": "mail-worker-7c9:41",
+    "host": "mail-worker-7c9",
+    "pid": 41,
+    "state": "alive",
+    "doing": "sending",
+    "in_flight": 180,
+    "sent": 52114,
+    "started_at": "2030-01-31T09:00:00Z",
+    "last_heartbeat": "2030-01-31T12:34:56Z",
+}
+
+
+class WorkerSerializer(serializers.Serializer[Worker]):
+    id = serializers.IntegerField()
+    name = serializers.CharField(help_text="as in a mail's attempts")
+    host = serializers.CharField()
+    pid = serializers.IntegerField()
+    state = serializers.ChoiceField(
+        ["alive", "gone"],
+        help_text="gone: silent for 30 s, though it did not say goodbye; listed for an hour",
+    )
+    doing = serializers.ChoiceField(["idle", "sending", "stopping"], help_text="when it was last heard of")
+    in_flight = serializers.IntegerField(help_text="mails in its hands, then")
+    sent = serializers.IntegerField(help_text="mails that relays have taken from it since it started")
+    started_at = serializers.DateTimeField()
+    last_heartbeat = serializers.DateTimeField(source="heartbeat_at", help_text="there is one every 10 s")
+
+
+class WorkersView(ListAPIView[Worker]):
+    scopes = {"GET": "read"}
+    serializer_class = WorkerSerializer
+    queryset = Worker.objects.none()
+
+    def get_queryset(self) -> QuerySet[Worker]:
+        return Worker.objects.with_state()
+
+    @extend_schema(
+        operation_id="workers_list",
+        responses={200: WorkerSerializer(many=True)} | documented(400, 401, 503),
+        examples=[OpenApiExample("worker", A_WORKER, response_only=True)],
+        tags=["system"],
+    )
+    def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """The processes that deliver everybody's mail, those that started last first."""
+        return super().get(request, *args, **kwargs)
+
+
+# The whole ---------------------------------------------------------------------------------------------
+
+STATS = {
+    "pending": 41,
+    "processing": 12,
+    "dead_letter": 3,
+    "queued": 30,
+    "success": 90210,
+    "failed": 4,
+    "cancelled": 5,
+    "scheduled": 7,
+    "uncertain": 0,
+    "due": 31,
+    "oldest_due_age_seconds": 0.012,
+    "rate": 118.5,
+    "latency_p50_seconds": 0.0083,
+    "latency_p95_seconds": 0.0412,
+    "attempts": {"accepted": 90210, "temporary": 57, "rejected": 3, "uncertain": 0, "lost": 2},
+    "workers": 4,
+}
+
+
+class StaffOrThisMachine(BasePermission):
+    """A session or a token of staff, or a call over loopback."""
+
+    def has_permission(self, request: Request, view: Any) -> bool:
+        session = getattr(request._request, "user", None)  # noqa: SLF001 -- DRF's own asks for CSRF's token and more
+        if is_this_machine(request) or (session is not None and session.is_active and session.is_staff):
+            return True
+        if request.user is not None and not request.user.is_staff:
+            raise PermissionDenied("This is for staff.", "staff_only")
+        return request.user is not None
+
+
+def _count(about: str = "") -> serializers.IntegerField:
+    return serializers.IntegerField(min_value=0, help_text=about)
+
+
+class AttemptsSerializer(serializers.Serializer[Any]):
+    """By how they ended, since the beginning."""
+
+    accepted, temporary, rejected, uncertain, lost = (_count() for _ in Outcome)
+
+
+class StatsSerializer(serializers.Serializer[Any]):
+    pending = _count("wait: queued, failed and scheduled together")
+    processing = _count("in the hands of workers")
+    dead_letter = _count("cancelled after attempts that failed")
+    queued, success = _count(), _count()
+    failed = _count("will be tried again")
+    cancelled = _count("for whatever reason")
+    scheduled = _count()
+    uncertain = _count("a person has to decide")
+    due = _count("a worker could take them now; a little more or less beyond 10,000")
+    oldest_due_age_seconds = serializers.FloatField(min_value=0)
+    rate = serializers.FloatField(
+        min_value=0, help_text="mails accepted a second, in the last one to two minutes"
+    )
+    latency_p50_seconds = serializers.FloatField(
+        allow_null=True, help_text="enqueue to accepted, of the last hour; null if nothing was sent"
+    )
+    latency_p95_seconds = serializers.FloatField(allow_null=True)
+    attempts = AttemptsSerializer()
+    workers = _count("processes that deliver and were heard of in the last 30 s")
+
+
+class StatsView(APIView):
+    """Keys need `read`, and an owner who is staff."""
+
+    scopes = {"GET": "read"}
+    permission_classes = [WithinScopes, StaffOrThisMachine]
+
+    @extend_schema(
+        operation_id="stats",
+        responses={200: StatsSerializer} | documented(401, 403, 503),
+        examples=[OpenApiExample("stats", STATS, response_only=True)],
+        tags=["system"],
+    )
+    def get(self, _request: Request) -> Response:
+        """The whole system in numbers, for staff or from the machine itself."""
+        return Response(metrics.stats())

@@ -85,7 +85,7 @@ class Histogram(NamedTuple):
     seconds: float
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         return sum(self.counts)
 
 
@@ -128,7 +128,7 @@ class Figures:
 def percentile(histogram: Histogram, share: float) -> float | None:
     """Seconds that this share of all took at most, as far as the bounds tell; None of nothing. What is beyond the last
     bound is told as that bound."""
-    wanted, below = histogram.count * share, 0
+    wanted, below = histogram.total * share, 0
     if not wanted:
         return None
     for (lower, upper), count in zip(itertools.pairwise((0.0, *DELIVERY)), histogram.counts, strict=False):
@@ -213,7 +213,7 @@ SELECT coalesce(sum(abs(mails)), 0) FROM wrong
 
 def figures() -> Figures:
     """As of now, with what was committed a moment ago."""
-    return Figures({name: value for name, value in _rows(_FIGURES)})
+    return Figures(dict(_rows(_FIGURES)))
 
 
 def minutes(past: timedelta) -> dict[datetime, Figures]:

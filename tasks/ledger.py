@@ -296,7 +296,7 @@ MOST_DUE = 10_000
 
 
 def due() -> tuple[int, float]:
-    """How many mails could be claimed now, MOST_DUE at most, and for how long (seconds) the first of them could. Not of
+    """How many mails could be claimed now, MOST_DUE at most, and since how many seconds the first could. None of
     accounts that are paused or at a limit: no worker could take those."""
     parameters = _turns(dict.fromkeys(Lane, 1), 1, {}, after=0, turns=1)
     ((count, age),) = _run(statements.DUE, parameters | {"most": MOST_DUE})

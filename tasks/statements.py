@@ -269,13 +269,14 @@ moved AS (
     RETURNING t.id, t.owner_id, t.lane, t.due_at, t.expires_at, t.try_count, t.try_count + v.returned AS number,
               t.cancel_reason, v.token, v.status, v.outcome, v.phase, v.code, v.reply, v.duration_ms, v.lost,
               CASE WHEN v.outcome = {Outcome.ACCEPTED:d}
-                   THEN date_part('epoch', now() - greatest(t.created_at, t.scheduled_at)) END AS took
+                   THEN greatest(date_part('epoch', now() - greatest(t.created_at, t.scheduled_at)), 0) END AS took
 ),
 counted AS (
     INSERT INTO tasks_counter_line (at, mails, was, became, outcome, phase, smtp_le, smtp_seconds, delivery_le,
         delivery_seconds, rescued)
     SELECT now(), count(*), {Status.PROCESSING:d}, {_COUNTS_AS.format("")} AS became, outcome, phase,
-        CASE WHEN phase IS NOT NULL THEN width_bucket(duration_ms - 0.5::float8, {_bounds(SMTP, 1000)}) END AS smtp_le,
+        CASE WHEN phase IS NOT NULL THEN width_bucket(duration_ms - 0.5::float8, {_bounds(SMTP, 1000)}) END
+            AS smtp_le,
         sum(duration_ms) * 0.001::float8, width_bucket(took, {_bounds(DELIVERY)}) AS delivery_le, sum(took), sum(lost)
     FROM moved GROUP BY became, outcome, phase, smtp_le, delivery_le
 ),
@@ -435,8 +436,8 @@ WITH gone AS (
 counted AS ({_COUNTED} SELECT now(), count(*), {_COUNTS_AS.format("")} AS was, NULL FROM gone GROUP BY was)
 SELECT count(*) FROM gone
 """
-# How many could be claimed now, `most` at most, and since when the first of them: of each owner's mails as many as the
-# answer has room for, along the index.
+# How many could be claimed now, `most` at most, and since when the first of them: of each owner's mails as many as
+# the answer has room for, along the index.
 DUE = f"""
 {_STEPS},
 open AS MATERIALIZED (

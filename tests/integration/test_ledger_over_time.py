@@ -330,9 +330,7 @@ class LedgerOverTime(RuleBasedStateMachine):
         if first == second:
             return
         one, other, may = self.workers[first], self.workers[second], self.model.claimable()
-        theirs = self.elsewhere(
-            lambda: _begin(self.clock, lambda: one.clerk.claim(limit, LEASE, {}, 0)[0])
-        )
+        theirs = self.elsewhere(lambda: _begin(self.clock, lambda: one.clerk.claim(limit, LEASE, {}, 0)[0]))
         ours = other.clerk.claim(200, LEASE, {}, 0)[0]
         self.elsewhere(lambda: _end(is_committed))
         assert not {mail.id for mail in ours} & {mail.id for mail in theirs}
@@ -406,7 +404,7 @@ class LedgerOverTime(RuleBasedStateMachine):
         assert figures.dead_letter == MailTask.objects.failures().filter(status=Status.CANCELLED).count()
         ended = dict(ledger._run("SELECT outcome, count(*)::int FROM tasks_attempt GROUP BY outcome"))
         assert {one: figures.attempts(one) for one in Outcome} == {one: ended.get(one, 0) for one in Outcome}
-        assert figures.delivery().count == ended.get(Outcome.ACCEPTED, 0)
+        assert figures.delivery().total == ended.get(Outcome.ACCEPTED, 0)
 
     # The end ----------------------------------------------------------------------------------------
 
