@@ -7,8 +7,9 @@ from django.db import connection, models
 from django.db.models import Case, CharField, DurationField, ExpressionWrapper, F, Q, Value, When
 from django.db.models.functions import Now
 
-#: Seconds between two heartbeats; who is silent for SILENT is taken for dead, and forgotten after FORGOTTEN.
-BEAT_EVERY = 10.0
+#: Seconds between two heartbeats, and between two while there is something new to tell.
+BEAT_EVERY, TELL_EVERY = 10.0, 2.0
+#: Who is silent for so long is taken for dead, and who has been for longer is forgotten.
 SILENT, FORGOTTEN = timedelta(seconds=30), timedelta(hours=1)
 
 
@@ -32,7 +33,7 @@ _ALIVE = Q(heartbeat_at__gt=Now() - SILENT)
 
 
 class Worker(models.Model):
-    """A process that delivers. One that ends in peace takes its row along; what is left is of those that were killed."""
+    """A process that delivers. One that ends in peace takes its row along; what is left is of the killed."""
 
     id = models.BigAutoField(primary_key=True)
     #: Host and process id, as in Attempt.worker; a container that starts again may have the name of its last life.

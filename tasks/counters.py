@@ -126,8 +126,8 @@ class Figures:
 
 
 def percentile(histogram: Histogram, share: float) -> float | None:
-    """Seconds that this share of all took at most, as far as the bounds tell; None of nothing. What is beyond the last
-    bound is told as that bound."""
+    """Seconds that this share of all took at most, as far as the bounds tell; None of nothing. What is beyond the
+    last bound is told as that bound."""
     wanted, below = histogram.total * share, 0
     if not wanted:
         return None
@@ -154,7 +154,8 @@ _OF_A_MINUTE = "(name LIKE 'outcome.%%' OR name LIKE 'delivery.%%')"
 
 _FIGURES = f"""
 SELECT name, sum(value) FROM (
-    SELECT name, value FROM tasks_counter_total UNION ALL SELECT name, value FROM tasks_counter_line {_MEANT}) AS all_of_it
+    SELECT name, value FROM tasks_counter_total
+    UNION ALL SELECT name, value FROM tasks_counter_line {_MEANT}) AS all_of_it
 GROUP BY name
 """
 _MINUTES = f"""

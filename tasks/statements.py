@@ -220,15 +220,11 @@ moved AS (
         started_at = coalesce(started_at, now())
     FROM taken WHERE t.id = taken.task_id AND t.status IN {_WAITING}
     RETURNING t.id, t.owner_id, t.lane, t.try_count, t.max_tries, t.lost_count, t.on_uncertain, t.expires_at,
-              t.sender, t.recipient, t.due_at, t.has_failed, t.scheduled_at
+              t.sender, t.recipient, t.due_at,
+              CASE WHEN t.has_failed THEN {Status.FAILED:d} WHEN t.scheduled_at IS NULL THEN {Status.QUEUED:d}
+                   ELSE (SELECT before.status FROM tasks_mailtask before WHERE before.id = t.id) END AS was
 ),
-counted AS (
-    {_COUNTED}
-    SELECT now(), count(*), was, {Status.PROCESSING:d} FROM (
-        SELECT CASE WHEN has_failed THEN {Status.FAILED:d} WHEN scheduled_at IS NULL THEN {Status.QUEUED:d}
-            ELSE (SELECT status FROM tasks_mailtask before WHERE before.id = moved.id) END AS was
-        FROM moved) AS counted_from GROUP BY was
-),
+counted AS ({_COUNTED} SELECT now(), count(*), was, {Status.PROCESSING:d} FROM moved GROUP BY was),
 held AS (
     INSERT INTO tasks_claim (token, lease_until, held, task_ids, owner_ids)
     SELECT %(token)s::uuid, now() + make_interval(secs => %(lease)s::float8), count(*), array_agg(id),

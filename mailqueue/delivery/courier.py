@@ -463,16 +463,18 @@ class Courier:
     async def _beat(self) -> None:
         """Tells that we live, whether there is mail or not, and adds up what was counted meanwhile, should beat be
         away. What the database does not take now it gets with the next one."""
+        told, beats_at = ("", 0, 0), 0.0
         while True:
             doing = "stopping" if self._stopping else "sending" if self._in_hand else "idle"
-            try:
-                await self._in_thread(
-                    workers.beat, self.worker, doing, self._in_hand, self._sent, self._started_at
-                )
-                await self._in_thread(counters.fold)
-            except DatabaseError as error:
-                logger.warning("heartbeat_failed", extra={"error": str(error)})
-            await asyncio.sleep(workers.BEAT_EVERY)
+            news = doing, self._in_hand, self._sent
+            if news != told or self._loop.time() >= beats_at:
+                told, beats_at = news, self._loop.time() + workers.BEAT_EVERY
+                try:
+                    await self._in_thread(workers.beat, self.worker, *news, self._started_at)
+                    await self._in_thread(counters.fold)
+                except DatabaseError as error:
+                    logger.warning("heartbeat_failed", extra={"error": str(error)})
+            await asyncio.sleep(workers.TELL_EVERY)
 
     # The ledger's threads ---------------------------------------------------------------------------
 

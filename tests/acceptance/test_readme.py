@@ -109,7 +109,15 @@ def test_every_variable_of_the_environment_is_explained() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "docs/lifecycle.md", "docs/architecture.md", "docs/api.md"]
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/lifecycle.md",
+        "docs/architecture.md",
+        "docs/api.md",
+        "docs/metrics.md",
+    ],
 )
 def test_every_link_leads_somewhere(page: str) -> None:
     file = ROOT / page

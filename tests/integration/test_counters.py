@@ -360,7 +360,11 @@ def test_a_recount_mends_what_was_moved_by_hand(owner: User) -> None:
 def other_hand() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(1) as pool:
         yield pool
-        pool.submit(lambda: connection.close()).result()  # the thread's own
+        pool.submit(_hang_up).result()
+
+
+def _hang_up() -> None:
+    connection.close()  # the thread's own
 
 
 @pytest.mark.django_db(transaction=True)
