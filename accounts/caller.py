@@ -45,3 +45,19 @@ def _counted(address: Address) -> str:
     if address.version == 4:
         return str(address)
     return str(ipaddress.ip_network((address, 64), strict=False))
+
+
+def is_this_machine(request: HttpRequest) -> bool:
+    """Whether the call comes over loopback from the caller. A proxy on this machine, trusted or not, has the same
+    address, so what names another caller in any way does not come from here."""
+    peer = _parsed(request.META.get("REMOTE_ADDR", ""))
+    return peer is not None and peer.is_loopback and not any(name in request.META for name in _FORWARDED)
+
+
+_FORWARDED = (
+    "HTTP_X_FORWARDED_FOR",
+    "HTTP_FORWARDED",
+    "HTTP_X_REAL_IP",
+    "HTTP_X_FORWARDED_PROTO",
+    "HTTP_VIA",
+)

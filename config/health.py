@@ -1,9 +1,11 @@
 """Answers for probes. None of them asks for a token, none of them waits long."""
 
 from django.conf import settings
-from django.db import DatabaseError, connection
-from django.http import HttpRequest, JsonResponse
+from django.db import DatabaseError, InterfaceError, OperationalError, connection
+from django.http import HttpRequest, HttpResponse, JsonResponse
 
+from accounts.api.problems import unavailable
+from mailqueue.metrics import executed
 from tasks import doorbell
 
 
@@ -14,6 +16,14 @@ def live(_request: HttpRequest) -> JsonResponse:
 
 def ping(_request: HttpRequest) -> JsonResponse:
     return JsonResponse({"message": "pong"})
+
+
+def metrics(_request: HttpRequest) -> HttpResponse:
+    """What has been done, in three numbers."""
+    try:
+        return JsonResponse(executed())
+    except (OperationalError, InterfaceError):
+        return unavailable()
 
 
 def ready(_request: HttpRequest) -> JsonResponse:

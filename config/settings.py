@@ -55,6 +55,7 @@ MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "config.logging.RequestIdMiddleware",
+    "config.metrics.CountingMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -199,6 +200,7 @@ UNFOLD = {
             {
                 "title": "Mail",
                 "items": [
+                    _page("Live", "monitor_heart", "/"),
                     _page("Mail tasks", "outgoing_mail", reverse_lazy("admin:tasks_mailtask_changelist")),
                     _page("Suppressions", "block", reverse_lazy("admin:tasks_suppression_changelist")),
                     _page("Templates", "draft", reverse_lazy("admin:tasks_mailtemplate_changelist")),
@@ -251,6 +253,8 @@ WORKER_MAILS_PER_CONNECTION = ENV.worker_mails_per_connection
 SANDBOX_SMTP_PORT = ENV.sandbox_smtp_port
 #: What each worker knows and the ledger does not yet; docs/lifecycle.md, "When a worker dies".
 JOURNAL_DIR = ENV.data_dir.resolve() / "journal"
+#: What web processes share of the calls that they have counted.
+METRICS_DIR = ENV.data_dir.resolve() / "metrics"
 
 # Celery ---------------------------------------------------------------------------------------------
 # The bell may be lost at any time; these keep a lost or frozen Redis from blocking anyone

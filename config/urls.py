@@ -3,14 +3,14 @@
 from django.conf import settings
 from django.contrib import admin
 from django.urls import include, path, re_path
-from django.views.generic import RedirectView
 from drf_spectacular.views import SpectacularSwaggerView
 
 from accounts.api import problems
 from accounts.api.problems import reads_only
-from config import health
+from config import health, metrics
 from config.openapi import SchemaView
 from mailqueue import api as mailqueue_api
+from mailqueue import dashboard
 from mailqueue.otp.api import VerifyView
 from mailqueue.typed import TypedTaskView
 from tasks.api import suppressions, templates
@@ -20,12 +20,16 @@ handler404 = "accounts.api.problems.not_found"
 handler500 = "accounts.api.problems.server_error"
 
 urlpatterns = [
-    path("", reads_only(RedirectView.as_view(url="/admin/"))),
+    path("", reads_only(dashboard.page)),
+    path("dashboard.json", reads_only(dashboard.figures), name="dashboard-figures"),
     path("admin/", admin.site.urls),
     path("healthz/live", reads_only(health.live)),
     path("healthz/ready", reads_only(health.ready)),
     path("healthz/ping", reads_only(health.ping)),
     path("health/ping", reads_only(health.ping)),
+    path("health/metrics", reads_only(health.metrics)),
+    path("metrics", reads_only(metrics.metrics)),
+    path("stats", mailqueue_api.StatsView.as_view()),
     path("api/schema", SchemaView.as_view(), name="schema"),
     path("api/docs", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
     path("api/v1/", include("accounts.api.urls")),
@@ -34,6 +38,7 @@ urlpatterns = [
     # The same without the slash: a redirect would lose the body.
     path("api/v1/task", TypedTaskView.as_view(schema=None)),
     path("api/v1/task/verify", VerifyView.as_view()),
+    path("api/v1/workers", mailqueue_api.WorkersView.as_view()),
     path("api/v1/task/", include("tasks.api.urls")),
     path("api/v1/templates", templates.TemplatesView.as_view()),
     path("api/v1/templates/<str:name>", templates.TemplateView.as_view()),

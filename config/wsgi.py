@@ -2,7 +2,10 @@
 
 import io
 import os
+import socket
+import sys
 from collections.abc import Iterable
+from shutil import rmtree
 from typing import TYPE_CHECKING
 
 from django.conf import settings
@@ -12,6 +15,38 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
+
+
+def _share_counts() -> None:
+    """Names the folder where the processes of this web share what they count (config/metrics.py): by their common
+    parent, so that each start of the whole begins anew, which Prometheus understands, and one process's does not.
+    Where there can be none, each tells of its own calls.
+    """
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ or "prometheus_client" in sys.modules:
+        return  # the library looks when it is imported
+    host = socket.gethostname()
+    try:
+        for folder in settings.METRICS_DIR.glob(f"{host}:*"):
+            if not _lives(folder.name.rpartition(":")[2]):
+                rmtree(folder, ignore_errors=True)
+        ours = settings.METRICS_DIR / f"{host}:{os.getppid()}"
+        ours.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(ours)
+
+
+def _lives(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+_share_counts()
 _django = get_wsgi_application()
 
 

@@ -1,23 +1,28 @@
 """What keeps the ledger moving when a bell was lost, a worker died or time has passed. All of it may run
 twice, on two machines, at any moment: each deed looks at the table and changes what it names."""
 
+import logging
 from datetime import timedelta
 
 from django.conf import settings
 from django.db.models.functions import Now
 from rest_framework_simplejwt.token_blacklist.models import OutstandingToken
 
-from tasks import doorbell, events, idempotency, ledger
+from tasks import counters, doorbell, events, idempotency, ledger
 from tasks.models import Attempt, IdempotencyKey, MailContent, MailTask, OneTime, Tag
 from tasks.states import FINAL
+
+logger = logging.getLogger(__name__)
 
 #: Rows looked at in one bite; the next tick takes the next.
 BITE = 1000
 
 
 def dispatch_due() -> dict[str, int]:
-    """Cancels what expired and calls a worker if anything is due. A superfluous call is free."""
+    """Cancels what expired, adds up what was counted, and calls a worker if anything is due, which is free where none
+    is needed."""
     doorbell.tick()
+    counters.fold()
     expired = expire()
     due = ledger.is_anything_due()
     if due:
@@ -48,6 +53,7 @@ def sweep() -> int:
     holds it back. Clears a bell that may be stuck. How many were found, 1,000 at most."""
     found = ledger.forgotten(settings.SWEEP_AFTER_SECONDS, BITE)
     if found:
+        counters.add("swept", found)
         doorbell.answer()
         doorbell.call()
     return found
@@ -64,9 +70,12 @@ def prune() -> int:
     ):
         for rows in (Attempt, MailContent, OneTime, Tag):
             rows.objects.filter(task_id__in=ids)._raw_delete(using="default")  # noqa: SLF001 -- no cascade to look up
-        MailTask.objects.filter(id__in=ids, status__in=FINAL)._raw_delete(using="default")  # noqa: SLF001
+        ledger.forget(ids)
         total += len(ids)
     events.prune()
+    counters.prune()
+    if wrong := counters.recount():
+        logger.warning("counters_mended", extra={"mails": wrong})
     IdempotencyKey.objects.filter(created_at__lt=Now() - idempotency.KEPT).delete()
     OutstandingToken.objects.filter(expires_at__lt=Now()).delete()
     return total

@@ -5,6 +5,7 @@ awake (it drains, or has just done so and listens), a ring is a knock at its doo
 Celery message. So a steady trickle of mails costs a message every few seconds instead of one for each.
 """
 
+import contextlib
 import logging
 import time
 from functools import lru_cache
@@ -12,6 +13,7 @@ from functools import lru_cache
 import redis
 from celery import current_app
 from django.conf import settings
+from django.db import DatabaseError, connection
 from kombu.exceptions import OperationalError
 from redis.commands.core import Script
 
@@ -70,7 +72,7 @@ def ring() -> bool:
             _publish()
     except _FAILURES as error:
         _silent_until = time.monotonic() + SILENCE_SECONDS
-        logger.warning("doorbell_failed", extra={"error": repr(error)})
+        _note_failure(error)
         return False
     return True
 
@@ -90,7 +92,17 @@ def _call(key: str) -> None:
         if client().set(key, "1", nx=True, px=CALL_MILLISECONDS):
             _publish()
     except _FAILURES as error:
-        logger.warning("doorbell_failed", extra={"error": repr(error)})
+        _note_failure(error)
+
+
+def _note_failure(error: Exception) -> None:
+    """Who has no connection to the database, such as a worker's main process, opens none for this."""
+    from tasks import counters  # noqa: PLC0415 -- its models load after the apps
+
+    logger.warning("doorbell_failed", extra={"error": repr(error)})
+    if connection.connection is not None:
+        with contextlib.suppress(DatabaseError):
+            counters.add("doorbell_failures")
 
 
 def _publish() -> None:

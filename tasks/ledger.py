@@ -14,7 +14,7 @@ import psycopg
 from django.core.exceptions import EmptyResultSet
 from django.db import OperationalError, connection, transaction
 
-from tasks import statements
+from tasks import counters, statements
 from tasks.models import MailContent, MailTask, MailTaskQuerySet
 from tasks.states import TRANSITIONS, CancelReason, Lane, OnUncertain, Outcome, Phase, PutOff, Status
 
@@ -214,6 +214,8 @@ def settle(settlements: Sequence[Settlement], worker: str) -> set[int]:
             "puts_off": _array([one.put_off for one in settlements]),
         },
     )
+    if len(rows) < len(settlements):
+        counters.add("late_results", len(settlements) - len(rows))
     return {row[0] for row in rows}
 
 
@@ -312,6 +314,23 @@ def forgotten(seconds: float, limit: int) -> int:
     """How many, of `limit` at most, have been due and untouched for so long, though nothing holds them back."""
     parameters = _turns(dict.fromkeys(Lane, 1), 1, {}, after=0, turns=limit)
     return len(_run(statements.FORGOTTEN, parameters | {"seconds": seconds, "limit": limit}))
+
+
+#: `due` counts no further; it takes 10 ms.
+MOST_DUE = 10_000
+
+
+def due() -> tuple[int, float]:
+    """How many mails could be claimed now, MOST_DUE at most, and since how many seconds the first could. None of
+    accounts that are paused or at a limit: no worker could take those."""
+    parameters = _turns(dict.fromkeys(Lane, 1), 1, {}, after=0, turns=1)
+    ((count, age),) = _run(statements.DUE, parameters | {"most": MOST_DUE})
+    return int(count), max(0.0, float(age or 0.0))
+
+
+def forget(ids: Sequence[int]) -> int:
+    """Deletes what is at its end, for good; how many. What is kept beside them is the caller's."""
+    return int(_run(statements.FORGET, {"ids": list(ids)})[0][0])
 
 
 def cancel(tasks: MailTaskQuerySet, reason: CancelReason) -> int:

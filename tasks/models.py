@@ -11,6 +11,7 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from accounts.models import User
+from tasks.counters import Line, Minute, Total
 from tasks.events import EventRow, Listener
 from tasks.states import FINAL, WAITING, CancelReason, Lane, OnUncertain, Outcome, Phase, PutOff, Status
 from tasks.suppressions import Suppression
@@ -18,10 +19,13 @@ from tasks.templates import MailTemplate, TemplateVersion
 
 __all__ = [
     "EventRow",
+    "Line",
     "Listener",
     "MailTemplate",
+    "Minute",
     "Suppression",
     "TemplateVersion",
+    "Total",
 ]  # Django looks for models here
 
 #: The machines' clocks, and a mail's way from its acceptance into the ledger, differ by less.

@@ -3,9 +3,12 @@
 A mail that waits has a row in tasks_due, and the statement that deletes it is the one that moves the mail on: that
 row is what claims, cancellations and retries compete for. All lock tasks_due first, then tasks_mailtask, then
 tasks_claim.
+
+Each also writes what it has done into tasks_counter_line: `counted`, see tasks/counters.py.
 """
 
-from tasks.states import CancelReason, Lane, Status
+from tasks.counters import DEAD, DELIVERY, SMTP
+from tasks.states import CancelReason, Lane, Outcome, Status
 from tasks.suppressions import Cause
 
 #: Mails up to this size (bytes) come with the claim. 200 with 10 MB of attachments each would fill the memory.
@@ -23,6 +26,22 @@ _TO_LISTENERS = "JOIN tasks_listener l USING (owner_id) WHERE (l.until IS NULL O
 _MOVED = f"""{_TOLD}
     SELECT owner_id, id, now(), status, cancel_reason, NULL, try_count, NULL, '', {_WHEN_SCHEDULED}
     FROM moved {_TO_LISTENERS}"""
+
+_COUNTED = "INSERT INTO tasks_counter_line (at, mails, was, became)"
+#: What a mail in this state counts as, of a row with `status`, `cancel_reason` and `try_count`.
+_COUNTS_AS = f"""CASE WHEN {{0}}status = {Status.CANCELLED:d} AND (
+        {{0}}cancel_reason IN ({CancelReason.EXHAUSTED:d}, {CancelReason.REJECTED:d})
+        OR {{0}}cancel_reason = {CancelReason.EXPIRED:d} AND {{0}}try_count > 0) THEN {DEAD} ELSE {{0}}status END"""
+#: Of what was moved out of a waiting state. The statement sees the table as it was before, and nobody can have moved
+#: those mails since: the row in tasks_due that it has deleted was there.
+_COUNTED_FROM_WAITING = f"""{_COUNTED}
+    SELECT now(), count(*), before.status, {_COUNTS_AS.format("moved.")} AS became
+    FROM moved JOIN tasks_mailtask before ON before.id = moved.id GROUP BY before.status, became"""
+
+
+def _bounds(seconds: tuple[float, ...], unit: float = 1) -> str:
+    return f"ARRAY[{','.join(f'{one * unit:g}' for one in seconds)}]::float8[]"
+
 
 # One statement, one commit, for one mail: the owner is looked at once more, for a token outlives a closed account
 # by some seconds. A mail to somebody on the owner's list of suppressions comes to its end here, and never waits.
@@ -49,6 +68,7 @@ told AS (
     SELECT owner_id, id, now(), status, cancel_reason, NULL, 0, NULL, '', {_WHEN_SCHEDULED}
     FROM task {_TO_LISTENERS}
 ),
+counted AS ({_COUNTED} SELECT now(), 1, NULL, status FROM task),
 waiting AS (
     INSERT INTO tasks_due (task_id, owner_id, lane, due_at, expires_at)
     SELECT id, owner_id, lane, due_at, expires_at FROM task WHERE status <> {Status.CANCELLED:d}
@@ -104,6 +124,7 @@ told AS (
     SELECT owner_id, id, now(), status, cancel_reason, NULL, 0, NULL, '', {_WHEN_SCHEDULED}
     FROM task {_TO_LISTENERS}
 ),
+counted AS ({_COUNTED} SELECT now(), count(*), NULL, status FROM task GROUP BY status),
 waiting AS (
     INSERT INTO tasks_due (task_id, owner_id, lane, due_at, expires_at)
     SELECT id, owner_id, lane, due_at, expires_at FROM mail WHERE NOT is_suppressed
@@ -202,8 +223,11 @@ moved AS (
         started_at = coalesce(started_at, now())
     FROM taken WHERE t.id = taken.task_id AND t.status IN {_WAITING}
     RETURNING t.id, t.owner_id, t.lane, t.try_count, t.max_tries, t.lost_count, t.on_uncertain, t.expires_at,
-              t.sender, t.recipient, t.due_at
+              t.sender, t.recipient, t.due_at,
+              CASE WHEN t.has_failed THEN {Status.FAILED:d} WHEN t.scheduled_at IS NULL THEN {Status.QUEUED:d}
+                   ELSE (SELECT before.status FROM tasks_mailtask before WHERE before.id = t.id) END AS was
 ),
+counted AS ({_COUNTED} SELECT now(), count(*), was, {Status.PROCESSING:d} FROM moved GROUP BY was),
 held AS (
     INSERT INTO tasks_claim (token, lease_until, held, task_ids, owner_ids)
     SELECT %(token)s::uuid, now() + make_interval(secs => %(lease)s::float8), count(*), array_agg(id),
@@ -244,7 +268,18 @@ moved AS (
         put_off = v.put_off, claim_token = NULL, moved_at = now()
     FROM verdict v WHERE t.id = v.id AND t.claim_token = v.token AND t.status = {Status.PROCESSING:d}
     RETURNING t.id, t.owner_id, t.lane, t.due_at, t.expires_at, t.try_count, t.try_count + v.returned AS number,
-              t.cancel_reason, v.token, v.status, v.outcome, v.phase, v.code, v.reply, v.duration_ms
+              t.cancel_reason, v.token, v.status, v.outcome, v.phase, v.code, v.reply, v.duration_ms, v.lost,
+              CASE WHEN v.outcome = {Outcome.ACCEPTED:d}
+                   THEN greatest(date_part('epoch', now() - greatest(t.created_at, t.scheduled_at)), 0) END AS took
+),
+counted AS (
+    INSERT INTO tasks_counter_line (at, mails, was, became, outcome, phase, smtp_le, smtp_seconds, delivery_le,
+        delivery_seconds, rescued)
+    SELECT now(), count(*), {Status.PROCESSING:d}, {_COUNTS_AS.format("")} AS became, outcome, phase,
+        CASE WHEN phase IS NOT NULL THEN width_bucket(duration_ms - 0.5::float8, {_bounds(SMTP, 1000)}) END
+            AS smtp_le,
+        sum(duration_ms) * 0.001::float8, width_bucket(took, {_bounds(DELIVERY)}) AS delivery_le, sum(took), sum(lost)
+    FROM moved GROUP BY became, outcome, phase, smtp_le, delivery_le
 ),
 told AS (
     {_TOLD}
@@ -313,6 +348,7 @@ moved AS (
     FROM taken WHERE t.id = taken.task_id AND t.status IN {_WAITING}
     RETURNING t.id, t.owner_id, t.due_at, t.status, t.cancel_reason, t.try_count
 ),
+counted AS ({_COUNTED_FROM_WAITING}),
 told AS ({_MOVED})
 SELECT id FROM moved
 """
@@ -324,7 +360,8 @@ _VOID = f"""EXISTS (SELECT 1 FROM tasks_onetime o WHERE o.task_id = t.id
 # Nobody on the owner's list of suppressions is written to again.
 REQUEUE = f"""
 WITH chosen AS MATERIALIZED (
-    SELECT t.id FROM tasks_mailtask t WHERE t.id IN ({{chosen}}) AND NOT EXISTS (
+    SELECT t.id, t.status, t.cancel_reason, t.try_count, t.moved_at
+    FROM tasks_mailtask t WHERE t.id IN ({{chosen}}) AND NOT EXISTS (
         SELECT 1 FROM tasks_suppression s WHERE s.owner_id = t.owner_id AND s.address = lower(t.recipient))
     AND NOT {_VOID}
 ),
@@ -337,10 +374,13 @@ moved AS (
     SET status = {Status.QUEUED:d}, cancel_reason = NULL, finished_at = NULL, try_count = 0, lost_count = 0,
         put_off = NULL, has_failed = false, is_uncertain = false, due_at = now(), moved_at = now(),
         expires_at = CASE WHEN t.expires_at > now() THEN t.expires_at END
-    FROM chosen WHERE t.id = chosen.id AND (t.status IN ({Status.CANCELLED:d}, {Status.UNCERTAIN:d})
-        OR t.status = {Status.FAILED:d} AND t.id IN (SELECT task_id FROM taken)) AND NOT {_VOID}
-    RETURNING t.id, t.owner_id, t.lane, t.due_at, t.expires_at, t.status, t.cancel_reason, t.try_count
+    FROM chosen WHERE t.id = chosen.id AND t.moved_at = chosen.moved_at
+        AND (t.status IN ({Status.CANCELLED:d}, {Status.UNCERTAIN:d})
+            OR t.status = {Status.FAILED:d} AND t.id IN (SELECT task_id FROM taken)) AND NOT {_VOID}
+    RETURNING t.id, t.owner_id, t.lane, t.due_at, t.expires_at, t.status, t.cancel_reason, t.try_count,
+        {_COUNTS_AS.format("chosen.")} AS was
 ),
+counted AS ({_COUNTED} SELECT now(), count(*), was, {Status.QUEUED:d} FROM moved GROUP BY was),
 told AS ({_MOVED})
 INSERT INTO tasks_due (task_id, owner_id, lane, due_at, expires_at)
 SELECT id, owner_id, lane, due_at, expires_at FROM moved RETURNING task_id
@@ -362,6 +402,7 @@ moved AS (
     FROM taken, wanted WHERE t.id = taken.task_id
     RETURNING t.id, t.owner_id, t.lane, t.due_at, t.expires_at, t.status, t.cancel_reason, t.try_count
 ),
+counted AS ({_COUNTED} SELECT now(), count(*), {Status.SCHEDULED:d}, status FROM moved GROUP BY status),
 told AS ({_MOVED})
 INSERT INTO tasks_due (task_id, owner_id, lane, due_at, expires_at)
 SELECT id, owner_id, lane, due_at, expires_at FROM moved RETURNING task_id
@@ -372,6 +413,7 @@ WITH moved AS (
     WHERE id IN ({{chosen}}) AND status = {Status.UNCERTAIN:d}
     RETURNING id, owner_id, due_at, status, cancel_reason, try_count
 ),
+counted AS ({_COUNTED} SELECT now(), count(*), {Status.UNCERTAIN:d}, status FROM moved GROUP BY status),
 told AS ({_MOVED})
 SELECT id FROM moved
 """
@@ -400,4 +442,31 @@ JOIN tasks_mailtask t ON t.id = mail.task_id AND t.moved_at <= now() - make_inte
 WHERE (account.paused_until IS NULL OR account.paused_until <= now())
   AND (account.limited_until IS NULL OR account.limited_until <= now())
 LIMIT %(limit)s::int
+"""
+# What has come to its end, for good.
+FORGET = f"""
+WITH gone AS (
+    DELETE FROM tasks_mailtask WHERE id = ANY(%(ids)s::bigint[]) AND status IN {_FINAL}
+    RETURNING status, cancel_reason, try_count
+),
+counted AS ({_COUNTED} SELECT now(), count(*), {_COUNTS_AS.format("")} AS was, NULL FROM gone GROUP BY was)
+SELECT count(*) FROM gone
+"""
+# How many could be claimed now, `most` at most, and since when the first of them: of each owner's mails as many as
+# the answer has room for, along the index.
+DUE = f"""
+{_STEPS},
+open AS MATERIALIZED (
+    SELECT step.lane, step.owner_id, step.due_at FROM step
+    JOIN accounts_smtpaccount account ON account.owner_id = step.owner_id
+    WHERE step.due_at <= now()
+      AND (account.paused_until IS NULL OR account.paused_until <= now())
+      AND (account.limited_until IS NULL OR account.limited_until <= now())
+)
+SELECT (SELECT count(*) FROM (
+            SELECT FROM open CROSS JOIN LATERAL (
+                SELECT FROM tasks_due d WHERE d.lane = open.lane AND d.owner_id = open.owner_id AND d.due_at <= now()
+                ORDER BY d.due_at LIMIT %(most)s::int) mail
+            LIMIT %(most)s::int) AS mails),
+       (SELECT date_part('epoch', now() - min(due_at)) FROM open)
 """

@@ -143,6 +143,13 @@ def _answer(status: int, detail: str, code: str) -> JsonResponse:
     return JsonResponse(problem(status, detail, code), status=status, content_type=CONTENT_TYPE)
 
 
+def unavailable() -> HttpResponse:
+    """For a view that is not of the API, when the database does not answer."""
+    answer = _answer(503, str(ServiceUnavailable.default_detail), ServiceUnavailable.default_code)
+    answer["Retry-After"] = str(ServiceUnavailable.wait)
+    return answer
+
+
 @csrf_exempt
 def unknown_route(_request: HttpRequest) -> HttpResponse:
     """The last route: a 404 for programs, also where DEBUG would show a page of routes."""

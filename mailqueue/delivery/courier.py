@@ -22,9 +22,10 @@ from typing import Any, ParamSpec, TypeVar
 
 import uvloop
 from django.conf import settings
-from django.db import InterfaceError, OperationalError, connection
+from django.db import DatabaseError, InterfaceError, OperationalError, connection
 from django.utils import timezone
 
+from mailqueue import workers
 from mailqueue.delivery import breaker, journal, magic, recovery, replies, retry
 from mailqueue.delivery.clerk import Clerk
 from mailqueue.delivery.hand import Hand, Lease, Report
@@ -33,9 +34,9 @@ from mailqueue.delivery.journal import Journal, UnwritableError
 from mailqueue.delivery.pool import Pool
 from mailqueue.delivery.replies import Answer, Fault, Meaning, Verdict
 from mailqueue.delivery.routes import Route
-from tasks import doorbell, ledger
+from tasks import counters, doorbell, ledger
 from tasks.ledger import Claimed, Settlement
-from tasks.states import Phase
+from tasks.states import Phase, Status
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,8 @@ class Courier:
         self._clerk = Clerk(worker, self._journal)
         self._hands: dict[int, Hand] = {}
         self._leases: dict[uuid.UUID, Lease] = {}
-        self._in_hand = 0
+        self._in_hand = self._sent = 0
+        self._started_at = timezone.now()
         self._connections = 0
         #: Hands that have mails and no session, for want of a connection.
         self._queueing: deque[Hand] = deque()
@@ -158,6 +160,7 @@ class Courier:
             asyncio.create_task(self._settle_results()),
             asyncio.create_task(self._renew_leases()),
             asyncio.create_task(self._reap_connections()),
+            asyncio.create_task(self._beat()),
         ]
 
     async def _finish(self, seconds: float) -> None:
@@ -169,6 +172,8 @@ class Courier:
         for chore in self._chores:
             chore.cancel()
         self._pool.close()
+        with contextlib.suppress(DatabaseError):
+            await self._in_thread(workers.leave, self.worker)
         await asyncio.sleep(0)
 
     async def _drain(self, seconds: float) -> Report:
@@ -408,6 +413,7 @@ class Courier:
             for mail, settlement in batch:
                 if mail.id in ours:
                     self._report.count(settlement.status)
+                    self._sent += settlement.status == Status.SUCCESS
                 else:
                     logger.warning("late_result", extra={"task_id": mail.id})
                 self._drop(mail)
@@ -453,6 +459,22 @@ class Courier:
         while True:
             await asyncio.sleep(1)
             self._pool.reap()
+
+    async def _beat(self) -> None:
+        """Tells that we live, whether there is mail or not, and adds up what was counted meanwhile, should beat be
+        away. What the database does not take now it gets with the next one."""
+        told, beats_at = ("", 0, 0), 0.0
+        while True:
+            doing = "stopping" if self._stopping else "sending" if self._in_hand else "idle"
+            news = doing, self._in_hand, self._sent
+            if news != told or self._loop.time() >= beats_at:
+                told, beats_at = news, self._loop.time() + workers.BEAT_EVERY
+                try:
+                    await self._in_thread(workers.beat, self.worker, *news, self._started_at)
+                    await self._in_thread(counters.fold)
+                except DatabaseError as error:
+                    logger.warning("heartbeat_failed", extra={"error": str(error)})
+            await asyncio.sleep(workers.TELL_EVERY)
 
     # The ledger's threads ---------------------------------------------------------------------------
 

@@ -128,6 +128,7 @@ def test_every_variable_of_the_environment_is_explained() -> None:
         "docs/api.md",
         "docs/security.md",
         "docs/webhooks.md",
+        "docs/metrics.md",
     ],
 )
 def test_every_link_leads_somewhere(page: str) -> None:

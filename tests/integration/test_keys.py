@@ -259,6 +259,8 @@ NEEDED = {
     "read": {
         ("GET", "/api/v1/user/1"),
         ("GET", "/api/v1/keys"),
+        ("GET", "/api/v1/workers"),
+        ("GET", "/stats"),
         ("GET", "/api/v1/suppressions"),
         ("GET", "/api/v1/templates"),
         ("GET", "/api/v1/templates/1"),

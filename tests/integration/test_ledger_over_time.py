@@ -36,9 +36,9 @@ from hypothesis.stateful import (
 from accounts.models import SmtpAccount, User
 from mailqueue.delivery import recovery, retry
 from mailqueue.delivery.journal import LeftBehind
-from tasks import ledger
+from tasks import counters, ledger
 from tasks.models import MailTask, MailTaskQuerySet
-from tasks.states import CancelReason, Lane, OnUncertain, Status
+from tasks.states import CancelReason, Lane, OnUncertain, Outcome, Status
 from tests.factories import RAW, UserFactory
 from tests.ledger_model import DEEDS, LEASE, Clock, Dead, Mail, Model, Verdict, Worker
 
@@ -56,7 +56,8 @@ FROM tasks_mailtask t FULL JOIN tasks_due d ON d.task_id = t.id ORDER BY t.id
 CLAIMS = "SELECT token, lease_until, held, task_ids, owner_ids FROM tasks_claim"
 EMPTY = """
 DELETE FROM tasks_attempt; DELETE FROM tasks_mailcontent; DELETE FROM tasks_due; DELETE FROM tasks_claim;
-DELETE FROM tasks_mailtask; UPDATE accounts_smtpaccount SET paused_until = NULL
+DELETE FROM tasks_mailtask; DELETE FROM tasks_counter_line; DELETE FROM tasks_counter_total;
+DELETE FROM tasks_counter_minute; UPDATE accounts_smtpaccount SET paused_until = NULL
 """
 
 
@@ -391,6 +392,19 @@ class LedgerOverTime(RuleBasedStateMachine):
             assert held == len(mails) > 0
             assert {mail.pk for mail in mails} <= set(task_ids)
             assert {mail.owner for mail in mails} <= set(owner_ids)
+
+    @invariant()
+    def what_is_kept_count_of_is_what_is_there(self) -> None:
+        """Folded or not: every deed counts in its own transaction, and what was rolled back has not happened."""
+        if self.stage.steps % 3 == 0:
+            counters.fold()
+        figures = counters.figures()
+        there = Counter(mail.status for mail in self.model.mails.values())
+        assert {status: figures.in_state(status) for status in Status} == {s: there[s] for s in Status}
+        assert figures.dead_letter == MailTask.objects.failures().filter(status=Status.CANCELLED).count()
+        ended = dict(ledger._run("SELECT outcome, count(*)::int FROM tasks_attempt GROUP BY outcome"))
+        assert {one: figures.attempts(one) for one in Outcome} == {one: ended.get(one, 0) for one in Outcome}
+        assert figures.delivery().total == ended.get(Outcome.ACCEPTED, 0)
 
     # The end ----------------------------------------------------------------------------------------
 

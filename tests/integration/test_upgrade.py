@@ -55,6 +55,8 @@ def test_what_waits_and_what_is_held_is_found_in_the_narrow_tables(database: str
             "SELECT status FROM tasks_due d JOIN tasks_mailtask t ON t.id = d.task_id AND t.due_at = d.due_at"
         )
         assert {status for (status,) in new.execute(due)} == set(WAITING)
+        counted = dict(new.execute("SELECT name, value FROM tasks_counter_total").fetchall())
+        assert counted == {f"task.{status}": 1 for status in Status}
         held = """
             SELECT c.lease_until FROM tasks_claim c JOIN tasks_mailtask t ON t.claim_token = c.token
             AND c.task_ids = ARRAY[t.id] AND c.owner_ids = ARRAY[t.owner_id] AND c.held = 1"""
