@@ -75,6 +75,9 @@ Row = Everybody | Ones_own | Theirs
 API: dict[tuple[str, str], Row] = {
     ("GET", "/api/schema"): Everybody(200),
     ("GET", "/api/docs"): Everybody(200),
+    # Asked from the machine itself, as here; tests/integration/test_metrics.py asks from elsewhere.
+    ("GET", "/stats"): Everybody(200),
+    ("GET", "/api/v1/workers"): Ones_own(200),
     ("POST", "/api/v1/register"): Everybody(201, {"email": "new@example.com", "password": PASSWORD}),
     ("POST", "/api/v1/login"): Everybody(401, {"email": "new@example.com", "password": PASSWORD}),
     ("POST", "/api/v1/token/refresh"): Everybody(401, {"refresh": "x"}),
@@ -131,6 +134,9 @@ PAGES = {
     "/healthz/ready": 200,
     "/healthz/ping": 200,
     "/health/ping": 200,
+    "/health/metrics": 200,
+    "/metrics": 200,
+    "/dashboard.json": 401,
 }
 
 
