@@ -140,6 +140,13 @@ def percentile(histogram: Histogram, share: float) -> float | None:
 
 # Reading and folding ----------------------------------------------------------------------------------
 
+# Lines that say the same, as one, minute by minute.
+_ADDED_UP = """
+(SELECT date_trunc('minute', at) AS at, was, became, outcome, phase, smtp_le, delivery_le, sum(mails) AS mails,
+    sum(smtp_seconds) AS smtp_seconds, sum(delivery_seconds) AS delivery_seconds, sum(rescued) AS rescued
+FROM {lines} GROUP BY 1, 2, 3, 4, 5, 6, 7) AS line
+"""
+_LINES = _ADDED_UP.format(lines="tasks_counter_line")
 # What a line stands for, by name.
 _MEANT = f"""
 CROSS JOIN LATERAL (VALUES
@@ -155,15 +162,14 @@ _OF_A_MINUTE = "(name LIKE 'outcome.%%' OR name LIKE 'delivery.%%')"
 _FIGURES = f"""
 SELECT name, sum(value) FROM (
     SELECT name, value FROM tasks_counter_total
-    UNION ALL SELECT name, value FROM tasks_counter_line {_MEANT}) AS all_of_it
+    UNION ALL SELECT name, value FROM {_LINES} {_MEANT}) AS all_of_it
 GROUP BY name
 """
 _MINUTES = f"""
 SELECT at, name, sum(value) FROM (
     SELECT at, name, value FROM tasks_counter_minute WHERE at > now() - %(past)s::interval
     UNION ALL
-    SELECT date_trunc('minute', at), name, value FROM tasks_counter_line {_MEANT}
-        AND {_OF_A_MINUTE} AND date_trunc('minute', at) > now() - %(past)s::interval) AS all_of_it
+    SELECT at, name, value FROM {_LINES} {_MEANT} AND {_OF_A_MINUTE} AND at > now() - %(past)s::interval) AS all_of_it
 GROUP BY at, name ORDER BY at
 """
 # Two may fold at once: neither takes the other's lines, and both add to the totals in one order.
@@ -173,7 +179,7 @@ WITH gone AS (
         SELECT id FROM tasks_counter_line ORDER BY id LIMIT %(bite)s FOR UPDATE SKIP LOCKED)) RETURNING *
 ),
 figure AS MATERIALIZED (
-    SELECT date_trunc('minute', at) AS minute, name, sum(value) AS value FROM gone {_MEANT} GROUP BY 1, 2
+    SELECT at AS minute, name, sum(value) AS value FROM {_ADDED_UP.format(lines="gone")} {_MEANT} GROUP BY 1, 2
 ),
 total AS (
     INSERT INTO tasks_counter_total AS kept (name, value)

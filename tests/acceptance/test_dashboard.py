@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from pytest_django.live_server_helper import LiveServer
 
 from mailqueue.embedded.process import ROOT
-from mailqueue.workers import beat
+from mailqueue.workers import Worker, beat
 from tasks import counters
 from tests.factories import PASSWORD, UserFactory, client_of
 from tests.machine import Machine, own_database, until
@@ -96,6 +96,7 @@ def test_it_shows_what_is_there_and_what_comes(page: Page, live_server: LiveServ
     page.on("request", lambda request: asked.append(request.url))
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))
+    Worker.objects.all().delete()  # whom another test has killed
     log_in(page, UserFactory(is_staff=True, is_superuser=True).email)
     expect(number(page, "pending")).to_have_text("0")
     expect(page.get_by_text("No worker is alive")).to_be_visible()

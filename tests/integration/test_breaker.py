@@ -18,7 +18,7 @@ from tasks.states import Phase, Status
 from tests.factories import MailFactory, UserFactory, client_of, make_due, sending_user, with_login
 from tests.relay import HANG, RESET, TAKE_AND_RESET, Relay
 
-pytestmark = pytest.mark.django_db(transaction=True, available_apps=["accounts", "tasks"])
+pytestmark = pytest.mark.django_db(transaction=True, available_apps=["accounts", "tasks", "mailqueue"])
 LONG = 30.0
 GONE = Answer(Phase.CONNECT, text="127.0.0.1 port 9", fault=Fault.UNREACHABLE)
 

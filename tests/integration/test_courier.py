@@ -32,7 +32,7 @@ from tests.factories import (
 )
 from tests.relay import HANG, RESET, TAKE_AND_RESET, Relay
 
-pytestmark = pytest.mark.django_db(transaction=True, available_apps=["accounts", "tasks"])
+pytestmark = pytest.mark.django_db(transaction=True, available_apps=["accounts", "tasks", "mailqueue"])
 LONG = 30.0
 #: Shorter than the deadline of any phase (seconds).
 SHORT_LEASE = 2.0

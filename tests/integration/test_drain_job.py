@@ -17,7 +17,7 @@ from tests.factories import MailFactory, sending_user
 from tests.machine import until
 from tests.relay import Relay
 
-pytestmark = pytest.mark.django_db(transaction=True, available_apps=["accounts", "tasks"])
+pytestmark = pytest.mark.django_db(transaction=True, available_apps=["accounts", "tasks", "mailqueue"])
 
 
 @pytest.fixture(autouse=True)

@@ -42,7 +42,7 @@ from tasks.states import CancelReason, Lane, OnUncertain, Outcome, Status
 from tests.factories import RAW, UserFactory
 from tests.ledger_model import DEEDS, LEASE, Clock, Dead, Mail, Model, Verdict, Worker
 
-pytestmark = pytest.mark.django_db(transaction=True, available_apps=["accounts", "tasks"])
+pytestmark = pytest.mark.django_db(transaction=True, available_apps=["accounts", "tasks", "mailqueue"])
 SCALE = float(os.environ.get("CHAOS_SCALE", "0.05"))
 RUNS, STEPS = max(1, round(5000 * SCALE)), 50
 MOST_MAILS = 40

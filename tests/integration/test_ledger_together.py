@@ -17,7 +17,7 @@ from tasks.models import Claim, Due, MailTask, MailTaskQuerySet
 from tasks.states import WAITING, CancelReason, Lane, OnUncertain, Outcome, Status
 from tests.factories import UserFactory, end_leases
 
-pytestmark = pytest.mark.django_db(transaction=True, available_apps=["accounts", "tasks"])
+pytestmark = pytest.mark.django_db(transaction=True, available_apps=["accounts", "tasks", "mailqueue"])
 ROUNDS = 60
 
 

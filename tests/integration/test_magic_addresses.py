@@ -16,7 +16,7 @@ from tests.factories import MailFactory, make_due, sending_user
 from tests.relay import Relay
 
 pytestmark = pytest.mark.django_db(
-    transaction=True, available_apps=["accounts", "tasks", "mailqueue.sandbox"]
+    transaction=True, available_apps=["accounts", "tasks", "mailqueue", "mailqueue.sandbox"]
 )
 LONG = 30.0
 FOR_NOW, REFUSED = (Status.FAILED, None), (Status.CANCELLED, CancelReason.REJECTED)

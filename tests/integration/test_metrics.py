@@ -17,6 +17,7 @@ from rest_framework.test import APIClient
 from accounts.keys import ApiKey
 from mailqueue import workers
 from mailqueue.embedded.process import ROOT
+from mailqueue.workers import Worker
 from tasks import counters, ledger
 from tasks.ledger import Settlement
 from tasks.states import Outcome, Phase, Status
@@ -39,6 +40,12 @@ LEDGER = {
     "mailqueue_workers",
 }
 A_MAIL = {"recipient_email": "jane@example.com", "subject": "Hello", "body": "Hello Jane."}
+
+
+@pytest.fixture(autouse=True)
+def nobody_yet(db: None) -> None:
+    """Whom another test has killed may have left a heartbeat."""
+    Worker.objects.all().delete()
 
 
 @pytest.fixture

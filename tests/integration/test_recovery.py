@@ -28,7 +28,7 @@ from tests.factories import MailFactory, claim_one, end_leases, make_due, sendin
 from tests.mortal import POINTS, MortalCourier
 from tests.relay import RESET, TAKE_AND_RESET, Relay
 
-pytestmark = pytest.mark.django_db(transaction=True, available_apps=["accounts", "tasks"])
+pytestmark = pytest.mark.django_db(transaction=True, available_apps=["accounts", "tasks", "mailqueue"])
 LONG = 30.0
 POLICIES = {
     OnUncertain.RETRY: Status.FAILED,

@@ -14,7 +14,7 @@ from tasks import ledger
 from tasks.models import Claim, MailTask
 from tests.factories import MailFactory, UserFactory, end_leases
 
-pytestmark = pytest.mark.django_db(transaction=True, available_apps=["accounts", "tasks"])
+pytestmark = pytest.mark.django_db(transaction=True, available_apps=["accounts", "tasks", "mailqueue"])
 
 
 def held_by_a_sleeper() -> UUID:

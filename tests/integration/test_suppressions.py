@@ -399,7 +399,7 @@ def test_staff_are_told_that_the_list_may_be_what_stops_a_retry(owner: User) -> 
 
 class TestCourier:
     pytestmark = pytest.mark.django_db(
-        transaction=True, available_apps=["accounts", "tasks", "mailqueue.sandbox"]
+        transaction=True, available_apps=["accounts", "tasks", "mailqueue", "mailqueue.sandbox"]
     )
 
     @pytest.fixture

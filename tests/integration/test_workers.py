@@ -14,6 +14,12 @@ from tests.machine import until
 from tests.relay import Relay
 
 
+@pytest.fixture(autouse=True)
+def nobody_yet(db: None) -> None:
+    """Whom another test has killed may have left a heartbeat."""
+    Worker.objects.all().delete()
+
+
 def listed() -> list[dict[str, Any]]:
     answer = client_of(UserFactory()).get("/api/v1/workers")
     assert answer.status_code == 200
