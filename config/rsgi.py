@@ -2,7 +2,7 @@
 
 A call runs through WSGI in the event loop's own thread, so that all else waits for it, as another call would: each
 takes milliseconds. Handed to a thread, calls become an eighth slower (measured: 0.84 to 0.88 of plain WSGI's rate;
-so 0.97 to 1.07). Only what waits for somebody else's server does so in a thread of its own. What a view wants
+as here: 0.97 to 1.07). Only what waits for somebody else's server does so in a thread beside it. What a view wants
 streamed gets its loop here; under plain WSGI such an answer ends at once, and EventSource asks again.
 """
 
@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 LARGE = 256 * 1024
 #: Sockets that a process may hold, if the system lets it.
 OPEN_FILES = 8192
-_WAITS_FOR_OTHERS = re.compile(r"/api/v1/user/[0-9]+/smtp/test/?")
+#: What asks a relay, or for the addresses of a name; and what takes long on purpose, as a password's hash does.
+_WAITS_FOR_OTHERS = re.compile(
+    r"/api/v1/(login|register|auth/signup|user/[0-9]+(/smtp/test)?|webhooks(/[0-9]+)?)/?"
+)
 _ALWAYS = {
     "SCRIPT_NAME": "",
     "SERVER_SOFTWARE": "Granian",
@@ -75,7 +78,7 @@ class Application:
         self._large = asyncio.Semaphore(4)
         # One for all calls: beside an event loop Django keeps a connection for each context, each task has its own.
         self._context = contextvars.Context()
-        self._aside = ThreadPoolExecutor(1, "aside")
+        self._aside = ThreadPoolExecutor(4, "aside")
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
