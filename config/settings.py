@@ -141,6 +141,7 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,
     "COMPONENT_SPLIT_PATCH": False,  # each serializer of a PATCH says itself what it requires
+    "ENUM_NAME_OVERRIDES": {"WebhookStateEnum": [("active", "active"), ("disabled", "disabled")]},
 }
 APPEND_SLASH = True
 # Contract addresses of the API have no trailing slash; the admin's do.

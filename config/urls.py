@@ -47,7 +47,7 @@ urlpatterns = [
     path("api/v1/templates/<str:name>/preview", templates.PreviewView.as_view()),
     path("api/v1/suppressions", suppressions.SuppressionsView.as_view()),
     path("api/v1/suppressions/<str:entry>", suppressions.SuppressionView.as_view()),
-    path("api/v1/webhooks", include("mailqueue.webhooks.urls")),
+    path("api/v1/", include("mailqueue.webhooks.urls")),
     # After everything: an unknown address answers problem+json, with DEBUG as without; but not where pages are.
     re_path(r"^(?!(?:admin|sandbox)(?:/|$)|static/)", problems.unknown_route),
 ]
