@@ -134,7 +134,7 @@ def test_the_owner_gets_in(task, method, address):
 @pytest.mark.parametrize("who", CLIENTS)
 @pytest.mark.parametrize(
     "address",
-    # What a stream tells whom is seen where it goes on: tests/acceptance/test_live.py.
+    # What a stream tells whom is seen where it goes on: tests/acceptance/test_live_streams.py.
     sorted(
         each
         for method, each in CALLS
