@@ -12,7 +12,7 @@ import psutil
 import pytest
 from django.contrib.staticfiles import finders
 
-from tests.acceptance.test_live import TASKS, listening
+from tests.acceptance.test_live_streams import TASKS, listening
 from tests.machine import Machine, Sender, own_database, until
 from tests.relay import HANG, Relay
 
