@@ -42,6 +42,8 @@ class Claimed(NamedTuple):
     recipient: str
     #: None where it is larger than LARGEST_AT_ONCE: `content` reads it when its turn comes.
     raw: bytes | None = None
+    #: Of the call that handed it over.
+    request_id: str = ""
     #: Its recipient has come on the owner's list of suppressions since it was accepted.
     is_suppressed: bool = False
 
@@ -76,6 +78,7 @@ def enter(
     tags: Sequence[str] = (),
     details: Mapping[str, Any] | None = None,
     is_one_time: bool = False,
+    request_id: str = "",
 ) -> bool:
     """Writes a new task and its content, and gives it its id. False if the owner's account is closed.
 
@@ -85,6 +88,7 @@ def enter(
         "raw": raw,
         "tags": list(tags),
         "details": json.dumps(details) if details else None,
+        "request_id": request_id,
     }
     statement = statements.ENTER_TAGGED if tags else statements.ENTER
     rows = _run(statements.ENTER_ONE_TIME if is_one_time else statement, parameters)
@@ -114,7 +118,7 @@ class Entry(NamedTuple):
 
 
 def enter_many(
-    owner_id: int, sender: str, created_at: datetime, mails: Sequence[Entry]
+    owner_id: int, sender: str, created_at: datetime, mails: Sequence[Entry], request_id: str = ""
 ) -> list[tuple[int, Status]]:
     """Writes new tasks of one owner in one statement; their ids and states, in order: cancelled where the recipient
     is on the owner's list of suppressions. None at all if the account is closed."""
@@ -123,6 +127,7 @@ def enter_many(
         "owner_id": owner_id,
         "sender": sender,
         "created_at": created_at,
+        "request_id": request_id,
         "statuses": _array([one.status for one in mails]),
         "lanes": _array([one.lane for one in mails]),
         "max_tries": _array([one.max_tries for one in mails]),

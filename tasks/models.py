@@ -260,6 +260,8 @@ class MailContent(models.Model):
     raw = models.BinaryField()
     #: What is shown again of it, as far as given: from_name, reply_to, headers, attachments (no content), metadata.
     details = models.JSONField(null=True)
+    #: X-Request-ID of the call that handed it over, for the log of its attempts.
+    request_id = models.CharField(max_length=128, default="", db_default="")
 
     def __str__(self) -> str:
         return f"content of {self.pk}"

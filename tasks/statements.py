@@ -73,8 +73,9 @@ waiting AS (
     INSERT INTO tasks_due (task_id, owner_id, lane, due_at, expires_at)
     SELECT id, owner_id, lane, due_at, expires_at FROM task WHERE status <> {Status.CANCELLED:d}
 ){{tagged}}
-INSERT INTO tasks_mailcontent (task_id, raw, details)
-SELECT id, %(raw)b, %(details)s::jsonb FROM task RETURNING task_id, (SELECT is_suppressed FROM listed)
+INSERT INTO tasks_mailcontent (task_id, raw, details, request_id)
+SELECT id, %(raw)b, %(details)s::jsonb, %(request_id)s::text FROM task
+RETURNING task_id, (SELECT is_suppressed FROM listed)
 """
 _TAGGED = """,
 tagged AS (
@@ -129,7 +130,10 @@ waiting AS (
     INSERT INTO tasks_due (task_id, owner_id, lane, due_at, expires_at)
     SELECT id, owner_id, lane, due_at, expires_at FROM mail WHERE NOT is_suppressed
 ){{tagged}},
-content AS (INSERT INTO tasks_mailcontent (task_id, raw, details) SELECT id, raw, details FROM mail)
+content AS (
+    INSERT INTO tasks_mailcontent (task_id, raw, details, request_id)
+    SELECT id, raw, details, %(request_id)s::text FROM mail
+)
 SELECT id, is_suppressed FROM mail ORDER BY place
 """
 _MANY_TAGGED = """,
@@ -235,10 +239,10 @@ held AS (
     FROM moved HAVING count(*) > 0
 )
 SELECT id, owner_id, lane, try_count, max_tries, lost_count, on_uncertain, expires_at, sender, recipient,
-       (SELECT raw FROM tasks_mailcontent c WHERE c.task_id = moved.id AND octet_length(raw) <= {LARGEST_AT_ONCE}),
+       CASE WHEN octet_length(c.raw) <= {LARGEST_AT_ONCE} THEN c.raw END, coalesce(c.request_id, ''),
        coalesce((SELECT true FROM tasks_suppression s
            WHERE s.owner_id = moved.owner_id AND s.address = lower(moved.recipient)), false)
-FROM moved ORDER BY lane, due_at, id
+FROM moved LEFT JOIN tasks_mailcontent c ON c.task_id = moved.id ORDER BY lane, due_at, id
 """
 
 HELD = """

@@ -10,6 +10,7 @@ from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection, transaction
 from django.db.models import Max
 from django.utils import timezone
+from structlog.contextvars import get_contextvars
 
 from accounts.addresses import wire_address
 from accounts.models import SmtpAccount, User
@@ -86,7 +87,9 @@ def submit(owner: User, mail: NewMail, *, secret: str = "") -> MailTask:
     task, raw = _compose(owner, mail, _account(owner))
     if secret:
         task.subject = task.subject.replace(secret, "•" * len(secret))
-    if not ledger.enter(task, raw, tags=mail.tags, details=mail.details(), is_one_time=bool(secret)):
+    if not ledger.enter(
+        task, raw, tags=mail.tags, details=mail.details(), is_one_time=bool(secret), request_id=_request_id()
+    ):
         raise AccountClosedError
     if task.status == Status.QUEUED:
         transaction.on_commit(doorbell.ring)
@@ -99,12 +102,17 @@ def submit_many(owner: User, mails: Sequence[NewMail]) -> list[tuple[int, Status
         return []
     now, sender = timezone.now(), wire_address(_account(owner).from_email)
     entries = [_entry(mail, sender, now) for mail in mails]
-    kept = ledger.enter_many(owner.pk, sender, now, entries)
+    kept = ledger.enter_many(owner.pk, sender, now, entries, _request_id())
     if not kept:
         raise AccountClosedError
     if any(status == Status.QUEUED for _, status in kept):
         transaction.on_commit(doorbell.ring)
     return kept
+
+
+def _request_id() -> str:
+    """Of the call that is being answered; it goes with the mail into the log of its attempts."""
+    return str(get_contextvars().get("request_id", ""))
 
 
 def compose(owner: User, mail: NewMail) -> tuple[MailTask, bytes]:

@@ -305,6 +305,7 @@ class Courier:
             answer = Answer(Phase.CONNECT, text="The service failed while sending; its log says why.")
             verdict = Verdict(Meaning.TEMPORARY)
         duration_ms = int((time.monotonic() - started) * 1000)
+        self._tell(mail, answer, verdict, duration_ms)
         if not is_magic and await self._account_must_wait(hand, route, answer, verdict.meaning):
             self._park(hand, mail, answer)
         elif verdict.meaning is Meaning.ACCEPTED:
@@ -317,6 +318,15 @@ class Courier:
                     mail, answer, verdict, now=timezone.now(), schedule=schedule, duration_ms=duration_ms
                 ),
             )
+
+    def _tell(self, mail: Claimed, answer: Answer, verdict: Verdict, duration_ms: int) -> None:
+        """To the log, with the id of the call that handed the mail over. What went well is told at DEBUG alone, for
+        there are thousands a second; what the relay said is on the task, for its owner to read."""
+        level = logging.DEBUG if verdict.meaning is Meaning.ACCEPTED else logging.INFO
+        if logger.isEnabledFor(level):
+            tried = {"task_id": mail.id, "request_id": mail.request_id, "number": mail.try_count}
+            came = {"meaning": verdict.meaning.name.lower(), "phase": answer.phase.label, "code": answer.code}
+            logger.log(level, "attempt", extra=tried | came | {"duration_ms": duration_ms})
 
     async def _transact(self, relay: Relay | None, mail: Claimed) -> Answer:
         """One transaction; a kept connection that turns out to be dead is replaced once."""
