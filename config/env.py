@@ -61,6 +61,7 @@ class Environment:
     throttle_enqueue: pace
     daily_quota: int
     otp_ttl_seconds: int
+    public_url: str
     trusted_proxies: type_networks
     web_processes: int
     log_level: str
@@ -95,6 +96,11 @@ def _pace(value: str) -> pace:
     if value.lower() != "off":
         raise ValidationError(f"{value} is not of the form 5/5m (or s, h, d), nor off.")
     return None
+
+
+def _public_url(value: str) -> None:
+    if value and not re.fullmatch(r"https?://[^\s/?#<>@]+(/[^\s?#<>]*)?", value):
+        raise ValidationError(f"{value} is not an address such as https://mail.example.com.")
 
 
 def _fernet_keys(keys: list[str]) -> None:
@@ -165,6 +171,7 @@ def read() -> Environment:
         "throttle_enqueue": env.pace("THROTTLE_ENQUEUE", "off"),
         "daily_quota": env.int("MAIL_DAILY_QUOTA", 0, validate=validate.Range(min=0)),
         "otp_ttl_seconds": env.int("OTP_TTL_SECONDS", 300, validate=positive),
+        "public_url": env.str("PUBLIC_URL", "", validate=_public_url).rstrip("/"),
         "trusted_proxies": env.networks("TRUSTED_PROXIES", ""),
         "web_processes": env.int("WEB_PROCESSES", 2, validate=positive),
         "log_level": env.str(
