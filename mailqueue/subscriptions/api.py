@@ -201,6 +201,10 @@ class ContentsView(ListAPIView[ContentVersion]):
         wanted = asked.validated_data.get("content_type")
         return own.filter(content_of__content_type=wanted) if wanted else own
 
+    def get_object(self) -> ContentVersion:
+        """For OPTIONS, where the framework asks for one because of the PUT; there is none at this address."""
+        raise NotFound
+
     @extend_schema(
         operation_id="subscription_contents_list",
         parameters=[ContentFilterSerializer],

@@ -302,6 +302,10 @@ def test_the_last_versions_are_kept(owner: User, monkeypatch: pytest.MonkeyPatch
     assert list(kept) == ["2", "3"]
 
 
+def test_options_are_answered(api: APIClient) -> None:
+    assert api.options(CONTENT).status_code == 200
+
+
 # The page -----------------------------------------------------------------------------------------------
 
 
