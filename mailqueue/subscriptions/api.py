@@ -133,10 +133,9 @@ class SubscriptionView(APIView):
         changes = wanted.planned(given, subscription.schedule)
         if "retries" in given:
             changes["max_tries"] = given["retries"] + 1
-        subscription = deeds.change(pk, **changes)
         if "state" in given:
-            subscription = _moved(pk, given["state"])
-        return _whole(subscription)
+            _moved(pk, given["state"])
+        return _whole(deeds.change(pk, **changes))
 
     @extend_schema(
         operation_id="subscriptions_remove",

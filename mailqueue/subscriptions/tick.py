@@ -4,22 +4,26 @@ A bite is one transaction: it holds its subscriptions, writes an occurrence for 
 and moves `next_at` on. Who comes at the same time passes by what is held, and finds it moved on later.
 """
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
+from cronsim import CronSimError
 from django.db import connection, transaction
 
 from accounts.models import User
 from mailqueue.subscriptions import contents, deeds, links
 from mailqueue.subscriptions.models import ContentVersion, Occurrence, Outcome, Policy, State, Subscription
-from mailqueue.subscriptions.schedule import due, within_window
+from mailqueue.subscriptions.schedule import BadScheduleError, due, within_window
 from tasks import submission
 from tasks.plain_text import is_html, text_of
 from tasks.states import Lane
 from tasks.submission import NewMail
+
+logger = logging.getLogger(__name__)
 
 #: Subscriptions of one transaction, and how long (seconds) one tick goes on: others want their turn in this worker.
 BITE, SECONDS = 500, 0.5
@@ -64,7 +68,7 @@ def _bite(now: datetime) -> int:
     )
     if not held:
         return 0
-    turns = [Turn(each, *due(each.schedule, each.next_at or now, now)) for each in held]
+    turns = list(_turns(held, now))
     outcomes = dict(_outcomes(_not_yet_made(turns), now))
     _write(
         _ENTER,
@@ -81,6 +85,17 @@ def _bite(now: datetime) -> int:
     )
     _write(_MOVE_ON, [(turn.subscription.pk, turn.following) for turn in turns])
     return len(held)
+
+
+def _turns(held: Iterable[Subscription], now: datetime) -> Iterable[Turn]:
+    """One whose schedule makes no sense any more, such as a zone that is no longer known, is paused: it must not hold
+    up all others."""
+    for each in held:
+        try:
+            yield Turn(each, *due(each.schedule, each.next_at or now, now))
+        except (BadScheduleError, CronSimError, ValueError, KeyError):
+            logger.exception("subscription paused", extra={"subscription": each.pk})
+            Subscription.objects.filter(pk=each.pk).update(state=State.PAUSED, next_at=None)
 
 
 def _not_yet_made(turns: Sequence[Turn]) -> list[Turn]:

@@ -124,6 +124,16 @@ def test_subscriptions_of_a_closed_account_end_and_hold_up_nobody(owner: User) -
     assert MailTask.objects.get().owner == owner
 
 
+def test_one_whose_zone_is_gone_is_paused_and_holds_up_nobody(owner: User) -> None:
+    jane, joe = subscribed(owner), subscribed(owner, "joe@example.com")
+    Subscription.objects.filter(pk=jane.pk).update(zone="Europe/Atlantis")
+    assert tick(T) == 2
+    jane.refresh_from_db()
+    assert (jane.state, jane.next_at) == (State.PAUSED, None)
+    assert times(joe) == [T]
+    assert MailTask.objects.get().recipient == "joe@example.com"
+
+
 def test_closing_an_account_takes_its_subscriptions_along(owner: User) -> None:
     subscribed(owner)
     tick(T)
