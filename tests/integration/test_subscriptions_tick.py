@@ -10,6 +10,7 @@ from django.db import connection, connections
 from django.utils import timezone
 
 from accounts.models import User
+from mailqueue import jobs
 from mailqueue.subscriptions import contents, deeds, links, schedule
 from mailqueue.subscriptions import tick as ticking
 from mailqueue.subscriptions.models import Occurrence, Outcome, Policy, State, Subscription
@@ -67,6 +68,18 @@ def test_a_mail_is_made_when_it_is_due_and_the_next_one_is_waited_for(owner: Use
     jane.refresh_from_db()
     assert jane.next_at == T + HOUR
     assert tick(T + HOUR - SECOND) == 0
+    assert MailTask.objects.count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_beat_asks_each_second(owner: User, settings: Any) -> None:
+    jane = subscribed(owner)
+    soon(jane, timezone.now() - SECOND)
+    (entry,) = (
+        each for each in settings.CELERY_BEAT_SCHEDULE.values() if each["task"] == jobs.subscriptions.name
+    )
+    assert entry["schedule"] == 1.0
+    assert [jobs.subscriptions.apply().get() for _ in range(2)] == [{"made": 1}, {"made": 0}]
     assert MailTask.objects.count() == 1
 
 
