@@ -61,6 +61,7 @@ class Environment:
     throttle_enqueue: pace
     daily_quota: int
     otp_ttl_seconds: int
+    public_url: str
     trusted_proxies: type_networks
     web_processes: int
     log_level: str
@@ -97,6 +98,13 @@ def _pace(value: str) -> pace:
     return None
 
 
+def _home(value: str) -> str:
+    """An address to put paths behind, without a slash at its end; or nothing."""
+    if value and not re.fullmatch(r"https?://[^\s/?#<>@]+(/[^\s?#<>]*)?", value):
+        raise ValidationError(f"{value} is not an address such as https://mail.example.com.")
+    return value.rstrip("/")
+
+
 def _fernet_keys(keys: list[str]) -> None:
     if not keys:
         raise ValidationError("Needs one key at least.")
@@ -113,6 +121,7 @@ def read() -> Environment:
     env.add_parser("networks", _networks)
     env.add_parser("rates", _rates)
     env.add_parser("pace", _pace)
+    env.add_parser("home", _home)
     positive = validate.Range(min=1)
     a_port = validate.Range(min=1, max=65535)
     debug = bool(env.bool("DEBUG", False))
@@ -165,6 +174,7 @@ def read() -> Environment:
         "throttle_enqueue": env.pace("THROTTLE_ENQUEUE", "off"),
         "daily_quota": env.int("MAIL_DAILY_QUOTA", 0, validate=validate.Range(min=0)),
         "otp_ttl_seconds": env.int("OTP_TTL_SECONDS", 300, validate=positive),
+        "public_url": env.home("PUBLIC_URL", ""),
         "trusted_proxies": env.networks("TRUSTED_PROXIES", ""),
         "web_processes": env.int("WEB_PROCESSES", 2, validate=positive),
         "log_level": env.str(

@@ -49,6 +49,7 @@ INSTALLED_APPS = [
     "mailqueue.sandbox",
     "mailqueue.webhooks",
     "mailqueue.otp",
+    "mailqueue.subscriptions",
 ]
 
 MIDDLEWARE = [
@@ -205,6 +206,12 @@ UNFOLD = {
                     _page("Mail tasks", "outgoing_mail", reverse_lazy("admin:tasks_mailtask_changelist")),
                     _page("Suppressions", "block", reverse_lazy("admin:tasks_suppression_changelist")),
                     _page("Templates", "draft", reverse_lazy("admin:tasks_mailtemplate_changelist")),
+                    _page(
+                        "Subscriptions",
+                        "event_repeat",
+                        reverse_lazy("admin:subscriptions_subscription_changelist"),
+                    ),
+                    _page("Contents", "article", reverse_lazy("admin:subscriptions_content_changelist")),
                     _page("Users", "group", reverse_lazy("admin:accounts_user_changelist")),
                     _page("SMTP accounts", "dns", reverse_lazy("admin:accounts_smtpaccount_changelist")),
                     _page("API keys", "key", reverse_lazy("admin:accounts_apikey_changelist")),
@@ -248,6 +255,7 @@ MAIL_DOMAIN_LIMITS = ENV.domain_limits
 MAIL_DAILY_QUOTA = ENV.daily_quota
 MAIL_KEEP_DAYS = ENV.keep_days
 OTP_TTL_SECONDS = ENV.otp_ttl_seconds
+PUBLIC_URL = ENV.public_url
 WORKER_CONCURRENCY = ENV.worker_concurrency
 WORKER_CONNECTIONS = ENV.worker_connections
 WORKER_MAILS_PER_CONNECTION = ENV.worker_mails_per_connection
@@ -296,6 +304,7 @@ CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
 CELERY_BEAT_SCHEDULE = {
     "dispatch what is due": {"task": "mailqueue.dispatch_due", "schedule": 1.0},
     "send events to webhooks": {"task": "mailqueue.webhooks", "schedule": 1.0},
+    "make mails of subscriptions": {"task": "mailqueue.subscriptions", "schedule": 1.0},
     "rescue what a dead worker held": {"task": "mailqueue.rescue", "schedule": 30.0},
     "FindUnprocessedTasksAndEnqueue": {
         "task": "mailqueue.sweep",

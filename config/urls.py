@@ -12,6 +12,8 @@ from config.openapi import SchemaView
 from mailqueue import api as mailqueue_api
 from mailqueue import dashboard
 from mailqueue.otp.api import VerifyView
+from mailqueue.subscriptions.api import ContentsView
+from mailqueue.subscriptions.pages import unsubscribe
 from mailqueue.typed import TypedTaskView
 from tasks.api import suppressions, templates
 
@@ -39,6 +41,7 @@ urlpatterns = [
     path("api/v1/task", TypedTaskView.as_view(schema=None)),
     path("api/v1/task/verify", VerifyView.as_view()),
     path("api/v1/workers", mailqueue_api.WorkersView.as_view()),
+    path("api/v1/task/subscriptionContent", ContentsView.as_view()),
     path("api/v1/task/", include("tasks.api.urls")),
     path("api/v1/templates", templates.TemplatesView.as_view()),
     path("api/v1/templates/<str:name>", templates.TemplateView.as_view()),
@@ -48,6 +51,8 @@ urlpatterns = [
     path("api/v1/suppressions", suppressions.SuppressionsView.as_view()),
     path("api/v1/suppressions/<str:entry>", suppressions.SuppressionView.as_view()),
     path("api/v1/", include("mailqueue.webhooks.urls")),
+    path("api/v1/", include("mailqueue.subscriptions.urls")),
+    path("unsubscribe/<str:token>", unsubscribe),
     # After everything: an unknown address answers problem+json, with DEBUG as without; but not where pages are.
     re_path(r"^(?!(?:admin|sandbox)(?:/|$)|static/)", problems.unknown_route),
 ]

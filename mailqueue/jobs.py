@@ -22,6 +22,8 @@ from mailqueue import upkeep
 from mailqueue.delivery.courier import Courier
 from mailqueue.delivery.hand import Report
 from mailqueue.otp import codes
+from mailqueue.subscriptions import deeds
+from mailqueue.subscriptions.tick import tick
 from mailqueue.webhooks import endpoints
 from mailqueue.webhooks.fanout import fan_out
 from mailqueue.webhooks.sender import Sender
@@ -97,6 +99,13 @@ def webhooks(self: "Task[Any, Any]") -> dict[str, int]:
     return _keep_if(self, done, worth=any(done.values()))
 
 
+@shared_task(name="mailqueue.subscriptions", bind=True)
+def subscriptions(self: "Task[Any, Any]") -> dict[str, int]:
+    """Makes the mails of subscriptions that are due, for half a second; the next tick goes on."""
+    done = {"made": tick()}
+    return _keep_if(self, done, worth=bool(done["made"]))
+
+
 @shared_task(name="mailqueue.rescue", autoretry_for=AWAY, retry_backoff=True, retry_backoff_max=30)
 def rescue() -> dict[str, int]:
     return {"rescued": upkeep.rescue()}
@@ -109,7 +118,12 @@ def sweep() -> dict[str, int]:
 
 @shared_task(name="mailqueue.prune", autoretry_for=AWAY, retry_backoff=True, retry_backoff_max=30)
 def prune() -> dict[str, int]:
-    return {"pruned": upkeep.prune(), "webhooks": endpoints.prune(), "codes": codes.prune()}
+    return {
+        "pruned": upkeep.prune(),
+        "webhooks": endpoints.prune(),
+        "codes": codes.prune(),
+        "occurrences": deeds.prune(),
+    }
 
 
 def _keep_if(task: "Task[Any, Any]", result: dict[str, int], *, worth: bool) -> dict[str, int]:

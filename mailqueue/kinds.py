@@ -66,10 +66,12 @@ class TypedTask(serializers.Serializer[Any]):
 
 
 class Done(NamedTuple):
-    """What became of a typed task: the id of what was made, and a sentence for people."""
+    """What became of a typed task: the id of the mail, if one was made, and a sentence for people; and of the
+    subscription that it was about."""
 
-    task_id: int
+    task_id: int | None
     message: str
+    subscription_id: int | None = None
 
 
 #: Does what a valid task asks for. The view is for what is put on its answer, such as limits.
@@ -81,6 +83,8 @@ class Kind(NamedTuple):
 
     serializer: type[TypedTask]
     verb: Verb
+    #: How many mails it makes, for the quota; one that makes none is about a subscription.
+    mails: int = 1
 
 
 def max_tries(asked: dict[str, Any]) -> int | None:

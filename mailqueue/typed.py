@@ -1,6 +1,5 @@
 """POST /task/: tasks of several types. A feature adds its type to KINDS."""
 
-import re
 from typing import Any
 
 from django.urls import reverse
@@ -17,19 +16,15 @@ from accounts.api.throttling import EnqueueThrottle, within_quota
 from accounts.models import User
 from mailqueue.kinds import Done, Kind, OneWord, ToSomebody, TypedTask, max_tries, metadata
 from mailqueue.otp.api import A_CODE, GENERATE_OTP
+from mailqueue.subscriptions.api import SUBSCRIBE, UNSUBSCRIBE
+from mailqueue.subscriptions.fields import A_CRON_LINE, A_SUBSCRIBE, AN_UNSUBSCRIBE, SUBSCRIBED
 from tasks import headers, submission
 from tasks.api.once import ONCE, once
 from tasks.api.serializers import LONGEST_BODY
 from tasks.api.views import LOCATION, open_account, owner_of
-from tasks.plain_text import text_of
+from tasks.plain_text import is_html, text_of
 from tasks.states import Status
 
-#: A tag that plain text would hardly have.
-_HTML = re.compile(
-    r"<(?:!doctype\s+html|(?:html|head|body|div|p|br|hr|h[1-6]|table|tr|td|ul|ol|li|a|img|span|b|i|u|em|strong|"
-    r"font|center|blockquote|pre|code|style)(?=[\s/>])[^<>]*/?)>",
-    re.IGNORECASE,
-)
 SUPPRESSED = "The recipient is on your list of suppressions: the mail is cancelled."
 
 
@@ -73,19 +68,24 @@ def _is_html(payload: dict[str, Any]) -> bool:
     said = payload.get("content_type", "").partition(";")[0].strip().lower()
     if said in ("text/html", "text/plain"):
         return bool(said == "text/html")
-    return _HTML.search(payload["content"]) is not None
+    return is_html(payload["content"])
 
 
 KINDS: dict[str, Kind] = {
     "message": Kind(MessageTask, send_message),
     "generateOtp": GENERATE_OTP,
+    "subscribe": SUBSCRIBE,
+    "unsubscribe": UNSUBSCRIBE,
 }
 
 
 class TakenSerializer(serializers.Serializer[Any]):
     status = serializers.BooleanField()
     msg = serializers.CharField(help_text="a sentence for people")
-    task_id = serializers.IntegerField()
+    task_id = serializers.IntegerField(allow_null=True, help_text="of the mail; null where none is made yet")
+    subscription_id = serializers.IntegerField(
+        allow_null=True, required=False, help_text="of `subscribe`, and of `unsubscribe` where it ended one"
+    )
 
 
 A_MESSAGE = OpenApiExample(
@@ -123,7 +123,7 @@ class TypedTaskView(APIView):
         ),
         responses={202: TakenSerializer} | documented(400, 401, 409, 413, 415, 422),
         parameters=[LOCATION, *ONCE],
-        examples=[A_MESSAGE, A_CODE, TAKEN],
+        examples=[A_MESSAGE, A_CODE, A_SUBSCRIBE, A_CRON_LINE, AN_UNSUBSCRIBE, TAKEN, SUBSCRIBED],
         tags=["tasks"],
     )
     def post(self, request: Request) -> Response:
@@ -133,16 +133,26 @@ class TypedTaskView(APIView):
             complaint = "A dry run is made of a plain mail: POST /api/v1/task/enqueue."
             raise ValidationError({"dry_run": [complaint]}, "not_for_typed_tasks")
         answer = once(request, lambda: self._take(request), 202)
-        answer["Location"] = request.build_absolute_uri(reverse("task", args=[answer.data["task_id"]]))
+        if address := _address(answer.data):
+            answer["Location"] = request.build_absolute_uri(address)
         return answer
 
     def _take(self, request: Request) -> dict[str, Any]:
         kind = _kind_of(request.data)
         asked = kind.serializer().run_validation(request.data)
         owner = owner_of(request)
-        with open_account(), within_quota(self, owner, 1):
+        with open_account(), within_quota(self, owner, kind.mails):
             done = kind.verb(self, owner, asked)
-        return {"status": True, "msg": done.message, "task_id": done.task_id}
+        taken = {"status": True, "msg": done.message, "task_id": done.task_id}
+        return taken if kind.mails else taken | {"subscription_id": done.subscription_id}
+
+
+def _address(taken: dict[str, Any]) -> str:
+    """Where to see what became of it."""
+    if taken["task_id"] is not None:
+        return reverse("task", args=[taken["task_id"]])
+    pk = taken["subscription_id"]
+    return f"/api/v1/subscriptions/{pk}" if pk else ""
 
 
 def _kind_of(data: Any) -> Kind:

@@ -18,6 +18,18 @@ _LINK, _ALT = (
 )
 _SPACE = re.compile(r"[ \t\r\n\f\xa0]+")
 
+#: A tag that plain text would hardly have.
+_HTML = re.compile(
+    r"<(?:!doctype\s+html|(?:html|head|body|div|p|br|hr|h[1-6]|table|tr|td|ul|ol|li|a|img|span|b|i|u|em|strong|"
+    r"font|center|blockquote|pre|code|style)(?=[\s/>])[^<>]*/?)>",
+    re.IGNORECASE,
+)
+
+
+def is_html(content: str) -> bool:
+    """Whether it was meant as HTML."""
+    return _HTML.search(content) is not None
+
 
 def text_of(html: str) -> str:
     """What a reader without HTML should see: paragraphs, list items, what pictures show, and links with their

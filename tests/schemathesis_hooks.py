@@ -48,12 +48,16 @@ BEYOND_SCHEMA = {
     "idempotency_key_reused": "an earlier call",
     "unknown_template": "a row",
     "template_error": "a grammar",
+    "invalid_cron": "a grammar",
+    "unknown_timezone": "a list of names",
+    "invalid_window": "two times, which differ",
 }
 #: The same, of fields whose code says less.
 BEYOND_SCHEMA_IN = {
     ("cursor", "invalid"): "made by the service; nobody else can",
     ("body", "required"): "another field: a template has body, html_body, or both",
     ("template", "required"): "another field: a context is for a template",
+    ("payload.frequency", "required"): "another field: frequency or cron",
     ("smtp_host", "invalid"): "a name or an address, in all their forms",
     ("smtp-username", "invalid"): "control characters",
     ("smtp_username", "invalid"): "control characters",
@@ -118,6 +122,11 @@ class Caller:
     def delivery(self, webhook: int) -> int:
         return int(self.post(f"/webhooks/{webhook}/test", {})["id"])
 
+    def subscription(self) -> int:
+        """The one there is, active again."""
+        payload = {"userId": "jane@sandbox.invalid", "frequency": "@monthly", "content_type": "fuzz"}
+        return int(self.post("/task/", {"type": "subscribe", "payload": payload})["subscription_id"])
+
     def own(self, operation: str) -> int | str:
         """The id, or the name, of something that the operation may be done to."""
         made: dict[str, Callable[[], int | str]] = {
@@ -132,6 +141,8 @@ class Caller:
         }
         if operation.startswith("webhooks_"):
             return self.webhook()
+        if operation.startswith("subscriptions_"):
+            return self.subscription()
         return made[operation]() if operation in made else self.id
 
     def is_ended_by(self, operation: str, case: schemathesis.Case) -> bool:

@@ -54,6 +54,7 @@ def complete(data: Path) -> dict[str, str]:
         "LOG_FORMAT": "text",
         "ALLOWED_HOSTS": "localhost,127.0.0.1,[::1]",
         "DEFAULT_SMTP_URL": f"smtp://127.0.0.1:{ports['SANDBOX_SMTP_PORT']}",
+        "PUBLIC_URL": f"http://127.0.0.1:{ports['PORT']}",
         "SMTP_ALLOWED_NETWORKS": "127.0.0.0/8,::1/128",
         **{name: _kept_secret(data / "secrets" / name) for name in _GENERATED},
     }

@@ -61,7 +61,8 @@ def until(ask: Callable[[], Any], holds: Callable[[Any], bool]) -> Any:
 
 
 def test_the_walk_through_runs_as_it_stands(shell: Shell) -> None:
-    log_in, enqueue, watch, look, read, later, template, suppress, one_time, bob, what_failed = WALK_THROUGH
+    log_in, enqueue, watch, look, read, later, template, suppress, one_time, *rest = WALK_THROUGH
+    subscribe, bob, what_failed = rest
 
     registered = json.loads("\n".join(shell.paste(log_in)))
     assert registered["email"] == "ada@example.com"
@@ -88,6 +89,11 @@ def test_the_walk_through_runs_as_it_stands(shell: Shell) -> None:
 
     taken, first, second = map(json.loads, shell.paste(one_time))
     assert (taken["status"], first["verified"], second["verified"]) == (True, True, False)
+
+    content, taken, listed = map(json.loads, shell.paste(subscribe))
+    assert (content["version"], taken["status"]) == (1, True)
+    (subscription,) = listed["results"]
+    assert (subscription["id"], len(subscription["next_times"])) == (taken["subscription_id"], 5)
 
     registered, accepted = map(json.loads, shell.paste(bob))
     assert (registered["smtp_host"], registered["smtp_port"]) == ("127.0.0.1", 9)

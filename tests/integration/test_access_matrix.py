@@ -19,6 +19,7 @@ from rest_framework.views import APIView
 
 from accounts.keys import ApiKey
 from accounts.models import SmtpAccount, User
+from mailqueue.subscriptions.models import Content, Subscription
 from mailqueue.webhooks.models import Delivery, Endpoint
 from tasks.models import MailTask
 from tasks.states import Status
@@ -34,6 +35,7 @@ pytestmark = pytest.mark.django_db
 MARK = "zebra-crossing"
 MAIL = {"recipient_email": "jane@example.com", "subject": "hello", "body": "Hello."}
 TYPED = {"type": "generateOtp", "payload": {"userId": "new@example.com"}}
+CONTENT = {"content_type": "new", "subject": "hello", "content": "Hello."}
 TEXTS = {"subject": "hello", "body": "Hello."}
 
 
@@ -114,6 +116,15 @@ API: dict[tuple[str, str], Row] = {
     ("POST", "/api/v1/task/"): Ones_own(202, TYPED),
     ("POST", "/api/v1/task"): Ones_own(202, TYPED),
     ("POST", "/api/v1/task/verify"): Ones_own(200, {"userEmail": "jane@example.com", "otp": "123456"}),
+    ("GET", "/api/v1/task/subscriptionContent"): Ones_own(200),
+    ("POST", "/api/v1/task/subscriptionContent"): Ones_own(201, CONTENT),
+    ("PUT", "/api/v1/task/subscriptionContent"): Ones_own(404, CONTENT),
+    ("GET", "/api/v1/subscriptions"): Ones_own(200),
+    ("GET", "/api/v1/subscriptions/1"): Theirs(200),
+    ("PATCH", "/api/v1/subscriptions/1"): Theirs(200, {"policy": "skip"}),
+    ("DELETE", "/api/v1/subscriptions/1"): Theirs(204),
+    ("POST", "/api/v1/subscriptions/1/pause"): Theirs(200),
+    ("POST", "/api/v1/subscriptions/1/resume"): Theirs(200),
     ("GET", "/api/v1/task/events"): Ones_own(200),
     ("GET", "/api/v1/task/1/events"): Theirs(200),
     ("GET", "/api/v1/webhooks"): Ones_own(200),
@@ -137,6 +148,8 @@ PAGES = {
     "/health/metrics": 200,
     "/metrics": 200,
     "/dashboard.json": 401,
+    # Without a token that we have made; with one see test_subscriptions_api.py.
+    "/unsubscribe/<str:token>": 404,
 }
 
 
@@ -261,6 +274,8 @@ def test_staff_without_rights_see_nothing_of_anybody(task: MailTask, address: st
         "mailtemplate": MailTemplate.objects.get().pk,
         "endpoint": Endpoint.objects.get().pk,
         "delivery": Delivery.objects.get().pk,
+        "subscription": Subscription.objects.get().pk,
+        "content": Content.objects.get().pk,
     }
     model = address.split("/")[3] if address.count("/") > 3 else ""
     page = Client(raise_request_exception=False)

@@ -13,6 +13,8 @@ from accounts.keys import ApiKey, Scope
 from accounts.models import SmtpAccount, User
 from mailqueue.api import StatsView, WorkersView
 from mailqueue.otp.models import Code
+from mailqueue.subscriptions import contents, deeds
+from mailqueue.subscriptions.models import Content, Subscription
 from mailqueue.webhooks import endpoints, fanout
 from mailqueue.webhooks.models import Delivery, Endpoint
 from tasks.models import MailTask
@@ -37,6 +39,7 @@ OF_ONE = [(method, address) for method, address in CALLS if "/1" in address]
 #: Good enough for all of them, so that none is refused for its body.
 BODY = {"action": "accept", "scheduled_at": "2030-01-31T09:30:00Z", "since": "2030-01-31T09:30:00Z"}
 BODY |= {"type": "generateOtp", "payload": {"userId": "joe@example.com"}}
+BODY |= {"content_type": "new", "subject": "x", "content": "x"}
 BODY |= {"userEmail": "jane@example.com", "otp": "123456"}
 CLIENTS = {
     "other": lambda: client_of(UserFactory()),
@@ -64,6 +67,8 @@ def fill_lists(owner: User) -> None:
     Suppression.objects.add(owner, "gone@example.com")
     make(owner, "mine", {"subject": "x", "body": "x"})
     fanout.test_delivery(endpoints.make(owner, "https://example.com/hook", [], "")[0])
+    contents.make(owner, "news", "x", "x")
+    deeds.subscribe(owner, "jane@example.com", "news", line="@daily")
     now = timezone.now()
     later = now + timedelta(minutes=5)
     Code.objects.create(
@@ -81,6 +86,7 @@ def address_of(task: MailTask, address: str) -> str:
         "templates": "mine",
         "suppressions": Suppression.objects.get(owner=task.owner).pk,
         "webhooks": Endpoint.objects.get(owner=task.owner).pk,
+        "subscriptions": Subscription.objects.get(owner=task.owner).pk,
     }
     delivery = Delivery.objects.get(endpoint__owner=task.owner).pk
     address = address.replace("/deliveries/1", f"/deliveries/{delivery}")
@@ -96,6 +102,7 @@ def rows(owner: User) -> str:
     of += [MailTask.objects.filter(owner=owner), ApiKey.objects.filter(owner=owner)]
     of += [Endpoint.objects.filter(owner=owner), Delivery.objects.filter(endpoint__owner=owner)]
     of += [Suppression.objects.filter(owner=owner), MailTemplate.objects.filter(owner=owner)]
+    of += [Subscription.objects.filter(owner=owner), Content.objects.filter(owner=owner)]
     of += [Code.objects.filter(owner=owner)]
     return "".join(dumps.serialize("json", each) for each in of)
 

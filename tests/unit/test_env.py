@@ -84,6 +84,10 @@ def test_a_value_may_come_from_a_file(environment: pytest.MonkeyPatch, tmp_path:
 @pytest.mark.parametrize(
     ("name", "nonsense"),
     [
+        ("PUBLIC_URL", "mail.example.com"),
+        ("PUBLIC_URL", "ftp://mail.example.com"),
+        ("PUBLIC_URL", "https://mail.example.com/?a=b"),
+        ("PUBLIC_URL", "https://mail.example.com>"),
         ("PORT", "eighty"),
         ("PORT", "0"),
         ("PORT", "70000"),
@@ -107,6 +111,13 @@ def test_a_value_may_come_from_a_file(environment: pytest.MonkeyPatch, tmp_path:
 )
 def test_nonsense_is_named(environment: pytest.MonkeyPatch, name: str, nonsense: str) -> None:
     assert name in complaint(environment, **ALL | {name: nonsense})
+
+
+def test_an_address_may_end_in_a_slash_that_is_left_out(environment: pytest.MonkeyPatch) -> None:
+    given = {"PUBLIC_URL": "https://mail.example.com/queue/"}
+    assert (
+        read(environment, DEBUG="true", **ADDRESSES, **given).public_url == "https://mail.example.com/queue"
+    )
 
 
 def test_all_complaints_come_in_one_sentence(environment: pytest.MonkeyPatch) -> None:

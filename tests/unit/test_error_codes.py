@@ -28,6 +28,7 @@ SOURCES = [
     ROOT / "mailqueue/kinds.py",
     ROOT / "mailqueue/typed.py",
     *sorted((ROOT / "mailqueue/otp").glob("*.py")),
+    *sorted((ROOT / "mailqueue/subscriptions").glob("*.py")),
 ]
 ERRORS = {
     "APIException",
@@ -41,7 +42,7 @@ ERRORS = {
     "ForbiddenPlaceError",
 }
 #: Second of `_answer(status, detail, code)` and the like.
-ANSWERS = {"_answer": 2, "problem": 2, "RegexValidator": 2, "PartError": 2}
+ANSWERS = {"_answer": 2, "problem": 2, "RegexValidator": 2, "PartError": 2, "BadScheduleError": 2}
 #: No caller sees them.
 INTERNAL = {
     "conflict": "the default of Conflict, which is always raised with a code here",

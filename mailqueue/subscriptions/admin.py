@@ -1,0 +1,137 @@
+"""Subscriptions and contents in the admin: who gets what and when, what it says, and the API's own verbs."""
+
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from unfold.admin import ModelAdmin, TabularInline
+from unfold.contrib.filters.admin import ChoicesDropdownFilter
+from unfold.utils import display_for_label
+
+from mailqueue.subscriptions import deeds
+from mailqueue.subscriptions.models import Content, Occurrence, State, Subscription, SubscriptionQuerySet
+from tasks.admin import ReadOnly
+from tasks.admin_queries import BoundedPaginator
+from tasks.plain_text import is_html
+
+COLOURS = {State.ACTIVE.label: "success", State.PAUSED.label: "warning", State.ENDED.label: "default"}
+#: Nothing in a content may run or load anything here: of a frame without rights, by a policy of its own.
+_FRAME = (
+    '<iframe sandbox="" title="Preview" referrerpolicy="no-referrer" srcdoc="{}" '
+    'style="width: 100%; height: 24rem; border: 0; background: white; color-scheme: light"></iframe>'
+)
+_NOTHING_LOADS = (
+    '<meta http-equiv="Content-Security-Policy" '
+    "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
+)
+#: Longer contents are shown up to here, in characters.
+SHOWN = 100_000
+
+
+class OccurrenceInline(ReadOnly, TabularInline):
+    model = Occurrence
+    fields = ("at", "outcome", "task_id")
+    readonly_fields = fields
+    ordering = ("-at",)
+    hide_title = True
+    per_page = 10
+
+
+@admin.register(Subscription)
+class SubscriptionAdmin(ReadOnly, ModelAdmin):
+    list_display = (
+        "id", "owner", "recipient", "content_type", "line", "zone", "shown_state", "next_at",
+    )  # fmt: skip
+    list_select_related = ("owner",)
+    list_filter = (("state", ChoicesDropdownFilter),)
+    list_filter_sheet = True
+    list_per_page = 50
+    list_max_show_all = 0
+    search_fields = ("owner__email__exact", "id__exact")
+    search_help_text = "The owner's e-mail address, or the subscription's number"
+    fields = (
+        ("owner", "recipient"),
+        ("content_type", "name"),
+        ("line", "zone", "window"),
+        ("policy", "max_tries"),
+        ("shown_state", "created_at"),
+        "shown_times",
+    )
+    ordering = ("-id",)
+    sortable_by = ()
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    paginator = BoundedPaginator
+    inlines = (OccurrenceInline,)
+    actions = ("pause", "resume", "end")
+
+    def has_operate_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("subscriptions.change_subscription")
+
+    @admin.display(description="state")
+    def shown_state(self, subscription: Subscription) -> SafeString:
+        return SafeString(display_for_label(State(subscription.state).label, "", COLOURS))
+
+    @admin.display(description="next times (UTC)")
+    def shown_times(self, subscription: Subscription) -> str:
+        return ", ".join(f"{at:%Y-%m-%d %H:%M}" for at in subscription.next_times()) or "none"
+
+    @admin.action(description="Pause", permissions=["operate"])
+    def pause(self, request: HttpRequest, chosen: QuerySet[Subscription]) -> None:
+        waiting = list(chosen.filter(state=State.ACTIVE))
+        for each in waiting:
+            deeds.pause(each.pk)
+        self.message_user(request, f"{len(waiting)} paused.", messages.SUCCESS)
+
+    @admin.action(description="Resume", permissions=["operate"])
+    def resume(self, request: HttpRequest, chosen: QuerySet[Subscription]) -> None:
+        waiting = list(chosen.filter(state=State.PAUSED, owner__is_active=True))
+        for each in waiting:
+            deeds.resume(each.pk)
+        self.message_user(request, f"{len(waiting)} resumed.", messages.SUCCESS)
+
+    @admin.action(description="Unsubscribe: end, and cancel what waits", permissions=["operate"])
+    def end(self, request: HttpRequest, chosen: SubscriptionQuerySet) -> None:
+        done = deeds.end(Subscription.objects.filter(id__in=chosen.order_by().values("id")))
+        self.message_user(request, f"{len(done)} ended.", messages.SUCCESS)
+
+
+@admin.register(Content)
+class ContentAdmin(ReadOnly, ModelAdmin):
+    """To see what subscribers are sent. Owners change it, by the API."""
+
+    list_display = ("content_type", "owner", "version", "updated_at")
+    list_select_related = ("owner",)
+    list_per_page = 50
+    list_max_show_all = 0
+    fields = (("content_type", "owner"), ("version", "updated_at"), "subject", "preview", "source")
+    search_fields = ("content_type__startswith", "owner__email__exact")
+    search_help_text = "How the content type begins, or the owner's address"
+    ordering = ("-id",)
+    sortable_by = ()
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    paginator = BoundedPaginator
+
+    @admin.display
+    def subject(self, content: Content) -> str:
+        return _newest(content, "subject")
+
+    @admin.display
+    def preview(self, content: Content) -> SafeString:
+        said = _newest(content, "content")[:SHOWN]
+        return format_html(_FRAME, f"{_NOTHING_LOADS}{said}") if is_html(said) else _as_text(said)
+
+    @admin.display
+    def source(self, content: Content) -> SafeString:
+        return _as_text(_newest(content, "content")[:SHOWN])
+
+
+def _newest(content: Content, part: str) -> str:
+    return str(content.versions.values_list(part, flat=True).get(number=content.version))
+
+
+def _as_text(said: str) -> SafeString:
+    style = "overflow-wrap: anywhere; white-space: pre-wrap"
+    return format_html('<pre class="font-mono text-sm" style="{}">{}</pre>', style, said)
