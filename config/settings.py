@@ -142,7 +142,10 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,
     "COMPONENT_SPLIT_PATCH": False,  # each serializer of a PATCH says itself what it requires
-    "ENUM_NAME_OVERRIDES": {"WebhookStateEnum": [("active", "active"), ("disabled", "disabled")]},
+    "ENUM_NAME_OVERRIDES": {
+        "WebhookStateEnum": [("active", "active"), ("disabled", "disabled")],
+        "SubscriptionStateEnum": [("active", "active"), ("paused", "paused"), ("ended", "ended")],
+    },
 }
 APPEND_SLASH = True
 # Contract addresses of the API have no trailing slash; the admin's do.
