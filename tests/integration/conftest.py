@@ -1,13 +1,19 @@
-"""An empty Redis, an unspoilt bell and a journal folder of its own for each test."""
+"""An empty Redis, an unspoilt bell and a journal folder of its own for each test; an owner, and a client that calls
+the API as they do."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from accounts import throttle
 from tasks import doorbell
+
+if TYPE_CHECKING:
+    from rest_framework.test import APIClient
+
+    from accounts.models import User
 
 
 @pytest.fixture(autouse=True)
@@ -26,3 +32,18 @@ def own_journals(settings: Any, tmp_path: Path) -> Path:
     """Where the journals of this test's couriers are."""
     settings.JOURNAL_DIR = tmp_path / "journal"
     return tmp_path / "journal"
+
+
+@pytest.fixture
+def owner() -> "User":
+    from tests.factories import UserFactory
+
+    user: User = UserFactory()
+    return user
+
+
+@pytest.fixture
+def api(owner: "User") -> "APIClient":
+    from tests.factories import client_of
+
+    return client_of(owner)

@@ -28,11 +28,6 @@ def owner() -> User:
     return user
 
 
-@pytest.fixture
-def api(owner: User) -> APIClient:
-    return client_of(owner)
-
-
 def send(api: APIClient, messages: Any, **headers: str) -> Any:
     return api.post(
         BATCH, json.dumps({"messages": messages}), content_type="application/json", headers=headers

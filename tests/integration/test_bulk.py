@@ -22,17 +22,6 @@ EXHAUSTED: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def owner() -> User:
-    user: User = UserFactory()
-    return user
-
-
-@pytest.fixture
-def api(owner: User) -> APIClient:
-    return client_of(owner)
-
-
 def bulk(api: APIClient, action: str, filter_: dict[str, Any], **more: Any) -> Any:
     return api.post(BULK, {"action": action, "filter": filter_} | more, format="json")
 

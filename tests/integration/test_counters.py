@@ -22,12 +22,6 @@ from tests.factories import RAW, UserFactory, claim_one, end_leases, make_due
 pytestmark = pytest.mark.django_db
 
 
-@pytest.fixture
-def owner() -> User:
-    user: User = UserFactory()
-    return user
-
-
 def enter(owner: User, seconds: float = 0, **changes: object) -> MailTask:
     """As it comes in; due after so many seconds, or since a minute, for PostgreSQL's now() is the transaction's."""
     now = timezone.now()

@@ -25,11 +25,6 @@ def owner() -> User:
     return user
 
 
-@pytest.fixture
-def api(owner: User) -> APIClient:
-    return client_of(owner)
-
-
 def dry_run(api: APIClient, **changes: Any) -> dict[str, Any]:
     answer = api.post(f"{ENQUEUE}?dry_run=true", A_MAIL | changes, format="json")
     assert answer.status_code == 200, answer.content

@@ -11,22 +11,10 @@ from rest_framework.test import APIClient
 from accounts.models import User
 from tasks.models import MailContent, MailTask
 from tasks.states import Lane, OnUncertain, Status
-from tests.factories import UserFactory, client_of
 
 pytestmark = pytest.mark.django_db
 ENQUEUE = "/api/v1/task/enqueue"
 A_MAIL = {"recipient_email": "jane@example.com", "subject": "Grüße", "body": "Hello ✓"}
-
-
-@pytest.fixture
-def owner() -> User:
-    user: User = UserFactory()
-    return user
-
-
-@pytest.fixture
-def api(owner: User) -> APIClient:
-    return client_of(owner)
 
 
 def enqueue(api: APIClient, **changes: Any) -> Any:

@@ -12,21 +12,10 @@ from accounts.models import User
 from tasks.api import filters
 from tasks.models import MailTask
 from tasks.states import CancelReason, Lane, Status
-from tests.factories import MailFactory, UserFactory, client_of
+from tests.factories import MailFactory
 
 pytestmark = pytest.mark.django_db
 QUEUE, FAIL = "/api/v1/task/queue", "/api/v1/task/queue/fail"
-
-
-@pytest.fixture
-def owner() -> User:
-    user: User = UserFactory()
-    return user
-
-
-@pytest.fixture
-def api(owner: User) -> APIClient:
-    return client_of(owner)
 
 
 def ids(answer: Any) -> list[int]:

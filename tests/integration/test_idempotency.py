@@ -26,17 +26,6 @@ A_MAIL = {"recipient_email": "jane@example.com", "subject": "hello", "body": "He
 ANOTHER = A_MAIL | {"subject": "something else"}
 
 
-@pytest.fixture
-def owner() -> User:
-    user: User = UserFactory()
-    return user
-
-
-@pytest.fixture
-def api(owner: User) -> APIClient:
-    return client_of(owner)
-
-
 def call(api: APIClient, key: str, body: Any = A_MAIL, path: str = ENQUEUE) -> Any:
     return api.post(path, json.dumps(body), content_type="application/json", headers={"Idempotency-Key": key})
 

@@ -33,17 +33,6 @@ TASK, VERIFY = "/api/v1/task/", "/api/v1/task/verify"
 JANE = "jane@example.com"
 
 
-@pytest.fixture
-def owner() -> User:
-    user: User = UserFactory()
-    return user
-
-
-@pytest.fixture
-def api(owner: User) -> APIClient:
-    return client_of(owner)
-
-
 def ask(api: APIClient, recipient: str = JANE, **payload: Any) -> Any:
     body = {"type": "generateOtp", "payload": {"userId": recipient} | payload}
     return api.post(TASK, body, format="json")

@@ -26,11 +26,6 @@ def owner() -> User:
     return user
 
 
-@pytest.fixture
-def api(owner: User) -> APIClient:
-    return client_of(owner)
-
-
 def encoded(content: bytes) -> str:
     return base64.b64encode(content).decode()
 

@@ -16,17 +16,6 @@ pytestmark = pytest.mark.django_db
 QUEUE, FAIL = "/api/v1/task/queue", "/api/v1/task/queue/fail"
 
 
-@pytest.fixture
-def owner() -> User:
-    user: User = UserFactory()
-    return user
-
-
-@pytest.fixture
-def api(owner: User) -> APIClient:
-    return client_of(owner)
-
-
 def ids(answer: Any) -> list[int]:
     assert answer.status_code == 200, answer.content
     return [task["task_id"] for task in answer.json()["results"]]

@@ -18,17 +18,6 @@ pytestmark = pytest.mark.django_db
 HOUR = timedelta(hours=1)
 
 
-@pytest.fixture
-def owner() -> User:
-    user: User = UserFactory()
-    return user
-
-
-@pytest.fixture
-def api(owner: User) -> APIClient:
-    return client_of(owner)
-
-
 def scheduled(owner: User, **changes: Any) -> MailTask:
     at = timezone.now() + HOUR
     mail: MailTask = MailFactory(

@@ -19,17 +19,6 @@ NEWS = {"content_type": "news", "subject": "The week", "content": "<p>What was n
 JANE: dict[str, Any] = {"userId": "jane@example.com", "frequency": "@daily", "content_type": "news"}
 
 
-@pytest.fixture
-def owner() -> User:
-    user: User = UserFactory()
-    return user
-
-
-@pytest.fixture
-def api(owner: User) -> APIClient:
-    return client_of(owner)
-
-
 def call(api: APIClient, kind: str, payload: Any, **more: Any) -> Any:
     return api.post(TASK, {"type": kind, "payload": payload} | more, format="json")
 

@@ -37,16 +37,6 @@ BOUNCE = {
 }
 
 
-@pytest.fixture
-def owner() -> User:
-    return UserFactory()
-
-
-@pytest.fixture
-def api(owner: User) -> APIClient:
-    return client_of(owner)
-
-
 def add(api: APIClient, address: str) -> Any:
     return api.post(LIST, {"address": address}, format="json")
 

@@ -8,7 +8,6 @@ import pytest
 from django.test import Client
 from rest_framework.test import APIClient
 
-from accounts.models import User
 from tasks import templates
 from tasks.models import MailTask, MailTemplate, TemplateVersion
 from tests.factories import UserFactory, client_of
@@ -18,16 +17,6 @@ pytestmark = pytest.mark.django_db
 TEMPLATES = "/api/v1/templates"
 WELCOME = {"subject": "Welcome, {{ name }}", "html_body": "<p>Hello <b>{{ name }}</b></p>"}
 MAIL = {"recipient_email": "jane@example.com", "template": "welcome", "context": {"name": "<Jane>"}}
-
-
-@pytest.fixture
-def owner() -> User:
-    return UserFactory()
-
-
-@pytest.fixture
-def api(owner: User) -> APIClient:
-    return client_of(owner)
 
 
 @pytest.fixture

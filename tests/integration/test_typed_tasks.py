@@ -13,7 +13,6 @@ from mailqueue.typed import KINDS
 from tasks.models import MailTask, OneTime
 from tasks.states import Lane, Status
 from tasks.suppressions import Suppression
-from tests.factories import UserFactory, client_of
 
 pytestmark = pytest.mark.django_db
 TASK = "/api/v1/task/"
@@ -22,17 +21,6 @@ CODE: dict[str, Any] = {"userId": "jane@example.com", "length": 6}
 GOOD = {"message": MESSAGE, "generateOtp": CODE}
 #: Those that make a mail; the others are in test_subscriptions_api.py.
 MAILS = [name for name, kind in KINDS.items() if kind.mails]
-
-
-@pytest.fixture
-def owner() -> User:
-    user: User = UserFactory()
-    return user
-
-
-@pytest.fixture
-def api(owner: User) -> APIClient:
-    return client_of(owner)
 
 
 def call(api: APIClient, kind: Any, payload: Any, path: str = TASK, **more: Any) -> Any:

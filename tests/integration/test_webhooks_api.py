@@ -24,12 +24,6 @@ HOOK = "https://8.8.8.8/hook"
 
 
 @pytest.fixture
-def owner() -> User:
-    user: User = UserFactory()
-    return user
-
-
-@pytest.fixture
 def client(owner: User) -> APIClient:
     return client_of(owner)
 

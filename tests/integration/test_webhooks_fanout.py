@@ -26,12 +26,6 @@ pytestmark = pytest.mark.django_db(transaction=True)
 HOOK = "https://8.8.8.8/hook"
 
 
-@pytest.fixture
-def owner() -> User:
-    user: User = UserFactory()
-    return user
-
-
 def hook(owner: User, *names: str) -> Endpoint:
     return endpoints.make(owner, HOOK, list(names), "")[0]
 

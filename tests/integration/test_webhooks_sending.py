@@ -44,12 +44,6 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def owner() -> User:
-    user: User = UserFactory()
-    return user
-
-
-@pytest.fixture
 def running(receiver: Receiver) -> Iterator[Sender]:
     running = Sender().start()
     try:
