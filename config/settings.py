@@ -299,7 +299,7 @@ CELERY_TASK_ROUTES = {
     "mailqueue.*": {"queue": "upkeep"},
     "celery.*": {"queue": "upkeep"},
 }
-CELERY_RESULT_BACKEND = "django-db"
+CELERY_RESULT_BACKEND = "config.results.Results"
 CELERY_RESULT_EXPIRES = timedelta(days=1)
 CELERY_RESULT_EXTENDED = True
 CELERY_TIMEZONE = "UTC"
