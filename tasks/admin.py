@@ -321,8 +321,10 @@ def _body(task: MailTask, subtype: str) -> str:
 
 
 def _shown(text: str) -> SafeString:
-    shown = text.replace("\r\n", "\n")[:SHOWN] or "—"
-    return format_html(
-        '<pre class="font-mono text-sm" style="overflow-wrap: anywhere; white-space: pre-wrap">{}</pre>',
-        shown,
-    )
+    return preformatted(text.replace("\r\n", "\n")[:SHOWN] or "—")
+
+
+def preformatted(text: str) -> SafeString:
+    """As it was written, in lines that fit the page."""
+    style = "overflow-wrap: anywhere; white-space: pre-wrap"
+    return format_html('<pre class="font-mono text-sm" style="{}">{}</pre>', style, text)

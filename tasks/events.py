@@ -224,6 +224,38 @@ def name_of(status: Status, cancel_reason: int | None, outcome: int | None = Non
     return "task.deferred" if status == Status.FAILED or outcome is not None else "task.queued"
 
 
+def task_data(
+    *,
+    task_id: int | None,
+    status: int,
+    try_count: int,
+    max_tries: int | None,
+    cancel_reason: int | None,
+    outcome: int | None,
+    code: int | None,
+    reply: str,
+    until: datetime | None,
+    recipient: str | None,
+    message_id: str | None,
+    at: datetime,
+) -> dict[str, Any]:
+    """What is told of a task. What is stored on the task alone is None once that is gone."""
+    return {
+        "task_id": task_id,
+        "status": Status(status).label,
+        "try_count": try_count,
+        "max_tries": max_tries,
+        "cancel_reason": None if cancel_reason is None else CancelReason(cancel_reason).label,
+        "outcome": None if outcome is None else Outcome(outcome).label,
+        "code": code,
+        "reply": reply,
+        "next_attempt_at": _said(until),
+        "recipient_email": recipient,
+        "message_id": message_id,
+        "at": _said(at),
+    }
+
+
 def _event(row: Sequence[Any]) -> Event:
     (
         position,
@@ -243,20 +275,20 @@ def _event(row: Sequence[Any]) -> Event:
         data = {"state": account, "reason": reply, "until": _said(until), "at": _said(at)}
         return Event(position, owner_id, None, f"account.{account}", at, data)
     max_tries, recipient, message_id = row[12:]
-    data = {
-        "task_id": task_id,
-        "status": Status(status).label,
-        "try_count": try_count,
-        "max_tries": max_tries,
-        "cancel_reason": None if cancel_reason is None else CancelReason(cancel_reason).label,
-        "outcome": None if outcome is None else Outcome(outcome).label,
-        "code": code,
-        "reply": reply,
-        "next_attempt_at": _said(until),
-        "recipient_email": recipient,
-        "message_id": message_id,
-        "at": _said(at),
-    }
+    data = task_data(
+        task_id=task_id,
+        status=status,
+        try_count=try_count,
+        max_tries=max_tries,
+        cancel_reason=cancel_reason,
+        outcome=outcome,
+        code=code,
+        reply=reply,
+        until=until,
+        recipient=recipient,
+        message_id=message_id,
+        at=at,
+    )
     return Event(position, owner_id, task_id, name_of(Status(status), cancel_reason, outcome), at, data)
 
 

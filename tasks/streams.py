@@ -13,7 +13,6 @@ from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, NamedTuple
 
 from django.db import Error, connection
@@ -25,7 +24,7 @@ from accounts.keys import ApiKey
 from tasks import events
 from tasks.events import Event
 from tasks.models import MailTask
-from tasks.states import FINAL, WAITING, CancelReason, Status
+from tasks.states import FINAL, WAITING, Status
 
 logger = logging.getLogger(__name__)
 
@@ -140,26 +139,22 @@ def sse(name: str, data: dict[str, Any], event_id: str) -> bytes:
     return f"id: {event_id}\nevent: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
 
 
-def _iso(at: datetime) -> str:
-    return at.isoformat().replace("+00:00", "Z")
-
-
 def described(task: MailTask) -> tuple[str, dict[str, Any]]:
     """The event that a task's present state would be, and its data."""
-    return events.name_of(Status(task.status), task.cancel_reason), {
-        "task_id": task.pk,
-        "status": task.get_status_display(),
-        "try_count": task.try_count,
-        "max_tries": task.max_tries,
-        "cancel_reason": None if task.cancel_reason is None else CancelReason(task.cancel_reason).label,
-        "outcome": None,
-        "code": None,
-        "reply": task.last_reply,
-        "next_attempt_at": _iso(task.due_at) if task.status in WAITING else None,
-        "recipient_email": task.recipient,
-        "message_id": task.message_id,
-        "at": _iso(task.moved_at),
-    }
+    return events.name_of(Status(task.status), task.cancel_reason), events.task_data(
+        task_id=task.pk,
+        status=task.status,
+        try_count=task.try_count,
+        max_tries=task.max_tries,
+        cancel_reason=task.cancel_reason,
+        outcome=None,
+        code=None,
+        reply=task.last_reply,
+        until=task.due_at if task.status in WAITING else None,
+        recipient=task.recipient,
+        message_id=task.message_id,
+        at=task.moved_at,
+    )
 
 
 class LiveResponse(HttpResponse):

@@ -11,7 +11,7 @@ from unfold.utils import display_for_label
 
 from mailqueue.subscriptions import deeds
 from mailqueue.subscriptions.models import Content, Occurrence, State, Subscription, SubscriptionQuerySet
-from tasks.admin import ReadOnly
+from tasks.admin import ReadOnly, preformatted
 from tasks.admin_queries import BoundedPaginator
 from tasks.plain_text import is_html
 
@@ -121,17 +121,12 @@ class ContentAdmin(ReadOnly, ModelAdmin):
     @admin.display
     def preview(self, content: Content) -> SafeString:
         said = _newest(content, "content")[:SHOWN]
-        return format_html(_FRAME, f"{_NOTHING_LOADS}{said}") if is_html(said) else _as_text(said)
+        return format_html(_FRAME, f"{_NOTHING_LOADS}{said}") if is_html(said) else preformatted(said)
 
     @admin.display
     def source(self, content: Content) -> SafeString:
-        return _as_text(_newest(content, "content")[:SHOWN])
+        return preformatted(_newest(content, "content")[:SHOWN])
 
 
 def _newest(content: Content, part: str) -> str:
     return str(content.versions.values_list(part, flat=True).get(number=content.version))
-
-
-def _as_text(said: str) -> SafeString:
-    style = "overflow-wrap: anywhere; white-space: pre-wrap"
-    return format_html('<pre class="font-mono text-sm" style="{}">{}</pre>', style, said)

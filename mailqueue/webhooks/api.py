@@ -6,7 +6,7 @@ from typing import Any
 from django.db.models import QuerySet
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse, extend_schema
-from rest_framework.exceptions import AuthenticationFailed, NotFound
+from rest_framework.exceptions import NotFound
 from rest_framework.generics import ListAPIView
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -15,7 +15,7 @@ from rest_framework.views import APIView
 from accounts.api.problems import Conflict, documented
 from accounts.api.throttling import SmtpTestThrottle
 from mailqueue.webhooks import deliveries, endpoints, fanout
-from mailqueue.webhooks.endpoints import ENDPOINTS_PER_OWNER, ClosedAccountError, TooManyEndpointsError
+from mailqueue.webhooks.endpoints import ENDPOINTS_PER_OWNER, TooManyEndpointsError
 from mailqueue.webhooks.fields import (
     A_DELIVERY,
     A_FRESH_DELIVERY,
@@ -34,7 +34,7 @@ from mailqueue.webhooks.fields import (
     ShownEndpointSerializer,
 )
 from mailqueue.webhooks.models import Delivery, Endpoint
-from tasks.api.views import owner_of
+from tasks.api.views import open_account, owner_of
 
 BY_OWNER = "Its owner has disabled it."
 
@@ -96,11 +96,10 @@ class WebhooksView(ListAPIView[Endpoint]):
         wanted.is_valid(raise_exception=True)
         given = wanted.validated_data
         try:
-            endpoint, secret = endpoints.make(
-                owner_of(request), given["url"], given.get("events", []), given.get("description", "")
-            )
-        except ClosedAccountError as error:
-            raise AuthenticationFailed("The account is closed.", "user_inactive") from error
+            with open_account():
+                endpoint, secret = endpoints.make(
+                    owner_of(request), given["url"], given.get("events", []), given.get("description", "")
+                )
         except TooManyEndpointsError as error:
             detail = f"There are {ENDPOINTS_PER_OWNER} webhooks already; delete one first."
             raise Conflict(detail, "too_many_webhooks") from error

@@ -13,6 +13,7 @@ from accounts.models import User
 from mailqueue.webhooks.models import Delivery, Endpoint
 from mailqueue.webhooks.signing import new_secret
 from tasks import events
+from tasks.submission import AccountClosedError
 
 logger = logging.getLogger(__name__)
 
@@ -23,15 +24,11 @@ class TooManyEndpointsError(Exception):
     """The owner has ENDPOINTS_PER_OWNER of them."""
 
 
-class ClosedAccountError(Exception):
-    """The owner's account is closed."""
-
-
 @transaction.atomic
 def make(owner: User, url: str, names: list[str], description: str) -> tuple[Endpoint, str]:
-    """A new endpoint, and its secret, which is shown this once."""
+    """A new endpoint, and its secret, which is shown this once; AccountClosedError, TooManyEndpointsError."""
     if not User.objects.select_for_update().filter(pk=owner.pk, is_active=True).exists():
-        raise ClosedAccountError
+        raise AccountClosedError
     if Endpoint.objects.owned_by(owner).count() >= ENDPOINTS_PER_OWNER:
         raise TooManyEndpointsError
     secret = new_secret()
