@@ -55,6 +55,18 @@ class ReadOnly:
         return False
 
 
+class LongList(ModelAdmin):
+    """Newest first, in an order that an index has, and without a question that all rows would have to answer."""
+
+    list_per_page = 50
+    list_max_show_all = 0
+    ordering = ("-id",)
+    sortable_by = ()
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    paginator = BoundedPaginator
+
+
 class StatusFilter(DropdownFilter):
     title = "status"
     parameter_name = "status"
@@ -239,23 +251,16 @@ class MailTaskAdmin(ReadOnly, ModelAdmin):
 
 
 @admin.register(Suppression)
-class SuppressionAdmin(ModelAdmin):
+class SuppressionAdmin(LongList):
     """To see whom mail does not go to any more, and to take them off. Owners put them on, or a relay's answer."""
 
     list_display = ("address", "owner", "reason", "reply", "task", "created_at")
     list_select_related = ("owner",)
     list_filter = (("reason", ChoicesDropdownFilter),)
     list_filter_sheet = True
-    list_per_page = 50
-    list_max_show_all = 0
     fields = list_display
     search_fields = ("address__exact",)
     search_help_text = "The whole address, in small letters"
-    ordering = ("-id",)
-    sortable_by = ()
-    show_full_result_count = False
-    show_facets = admin.ShowFacets.NEVER
-    paginator = BoundedPaginator
 
     def has_add_permission(self, *_: Any) -> bool:
         return False
@@ -281,21 +286,14 @@ class VersionInline(ReadOnly, TabularInline):
 
 
 @admin.register(MailTemplate)
-class MailTemplateAdmin(ReadOnly, ModelAdmin):
+class MailTemplateAdmin(ReadOnly, LongList):
     """To see what owners have written. They change it, by the API."""
 
     list_display = ("name", "owner", "version", "updated_at")
     list_select_related = ("owner",)
-    list_per_page = 50
-    list_max_show_all = 0
     fields = ("name", "owner", "version", "created_at", "updated_at")
     search_fields = ("name__startswith", "owner__email__exact")
     search_help_text = "How the name begins, or the owner's address"
-    ordering = ("-id",)
-    sortable_by = ()
-    show_full_result_count = False
-    show_facets = admin.ShowFacets.NEVER
-    paginator = BoundedPaginator
     inlines = (VersionInline,)
 
 

@@ -5,14 +5,13 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from unfold.admin import ModelAdmin, TabularInline
+from unfold.admin import TabularInline
 from unfold.contrib.filters.admin import ChoicesDropdownFilter
 from unfold.utils import display_for_label
 
 from mailqueue.subscriptions import deeds
 from mailqueue.subscriptions.models import Content, Occurrence, State, Subscription, SubscriptionQuerySet
-from tasks.admin import ReadOnly, preformatted
-from tasks.admin_queries import BoundedPaginator
+from tasks.admin import LongList, ReadOnly, preformatted
 from tasks.plain_text import is_html
 
 COLOURS = {State.ACTIVE.label: "success", State.PAUSED.label: "warning", State.ENDED.label: "default"}
@@ -39,15 +38,13 @@ class OccurrenceInline(ReadOnly, TabularInline):
 
 
 @admin.register(Subscription)
-class SubscriptionAdmin(ReadOnly, ModelAdmin):
+class SubscriptionAdmin(ReadOnly, LongList):
     list_display = (
         "id", "owner", "recipient", "content_type", "line", "zone", "shown_state", "next_at",
     )  # fmt: skip
     list_select_related = ("owner",)
     list_filter = (("state", ChoicesDropdownFilter),)
     list_filter_sheet = True
-    list_per_page = 50
-    list_max_show_all = 0
     search_fields = ("owner__email__exact", "id__exact")
     search_help_text = "The owner's e-mail address, or the subscription's number"
     fields = (
@@ -58,11 +55,6 @@ class SubscriptionAdmin(ReadOnly, ModelAdmin):
         ("shown_state", "created_at"),
         "shown_times",
     )
-    ordering = ("-id",)
-    sortable_by = ()
-    show_full_result_count = False
-    show_facets = admin.ShowFacets.NEVER
-    paginator = BoundedPaginator
     inlines = (OccurrenceInline,)
     actions = ("pause", "resume", "end")
 
@@ -98,21 +90,14 @@ class SubscriptionAdmin(ReadOnly, ModelAdmin):
 
 
 @admin.register(Content)
-class ContentAdmin(ReadOnly, ModelAdmin):
+class ContentAdmin(ReadOnly, LongList):
     """To see what subscribers are sent. Owners change it, by the API."""
 
     list_display = ("content_type", "owner", "version", "updated_at")
     list_select_related = ("owner",)
-    list_per_page = 50
-    list_max_show_all = 0
     fields = (("content_type", "owner"), ("version", "updated_at"), "subject", "preview", "source")
     search_fields = ("content_type__startswith", "owner__email__exact")
     search_help_text = "How the content type begins, or the owner's address"
-    ordering = ("-id",)
-    sortable_by = ()
-    show_full_result_count = False
-    show_facets = admin.ShowFacets.NEVER
-    paginator = BoundedPaginator
 
     @admin.display
     def subject(self, content: Content) -> str:

@@ -12,8 +12,7 @@ from unfold.utils import display_for_label
 
 from mailqueue.webhooks import deliveries, endpoints
 from mailqueue.webhooks.models import Delivery, DeliveryQuerySet, Endpoint, State
-from tasks.admin import ReadOnly
-from tasks.admin_queries import BoundedPaginator
+from tasks.admin import LongList, ReadOnly
 
 BY_STAFF = "Disabled by staff."
 COLOURS = {
@@ -72,15 +71,13 @@ class EndpointAdmin(ReadOnly, ModelAdmin):
 
 
 @admin.register(Delivery)
-class DeliveryAdmin(ReadOnly, ModelAdmin):
+class DeliveryAdmin(ReadOnly, LongList):
     list_display = (
         "id", "endpoint", "event", "shown_state", "tries", "code", "error", "next_attempt_at", "created_at",
     )  # fmt: skip
     list_select_related = ("endpoint",)
     list_filter = (("state", ChoicesDropdownFilter),)
     list_filter_sheet = True
-    list_per_page = 50
-    list_max_show_all = 0
     search_fields = ("endpoint__id__exact", "message_id__exact")
     search_help_text = "Number of the webhook, or webhook-id"
     fields = (
@@ -91,11 +88,6 @@ class DeliveryAdmin(ReadOnly, ModelAdmin):
         ("created_at", "finished_at"),
         "payload",
     )
-    ordering = ("-id",)
-    sortable_by = ()
-    show_full_result_count = False
-    show_facets = admin.ShowFacets.NEVER
-    paginator = BoundedPaginator
     actions = ("replay",)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Delivery]:
