@@ -21,8 +21,8 @@ demo: .venv/installed ## send 1,000 mails into the sandbox inbox and show the ra
 loadtest: .venv/installed ## put load on the running stack and sum up (ARGS="--count 5000 --rate 100 --owners 3 --lanes otp=1,bulk=9")
 	@exec $(VENV) -m mailqueue.embedded exec -- $(VENV) manage.py loadtest $(ARGS)
 
-test: .venv/installed-dev ## the whole test suite, on real PostgreSQL and Redis (ARGS= for pytest)
-	@exec $(VENV) -m pytest $(ARGS)
+test: .venv/installed-dev ## the whole test suite, on real PostgreSQL and Redis (one after another: ARGS="-n 0")
+	@exec $(VENV) -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: .venv/installed-dev ## lint, format, types, import contracts, migrations, deployment checks, known vulnerabilities
 	$(VENV) -m ruff check .

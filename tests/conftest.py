@@ -43,6 +43,12 @@ def pytest_xdist_setupnodes() -> None:
     os.environ.pop("DJANGO_SETTINGS_MODULE", None)
 
 
+@pytest.hookimpl(trylast=True)  # after they have been shuffled
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first, so that no processor is left with one when the others have done all."""
+    items.sort(key=lambda item: "acceptance" not in item.path.parts)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure() -> None:
     _running.close()
