@@ -16,6 +16,7 @@ LARGEST_AT_ONCE = 65_536
 
 _WAITING = f"({Status.QUEUED:d}, {Status.FAILED:d}, {Status.SCHEDULED:d})"
 _UNSENT = f"({Status.FAILED:d}, {Status.CANCELLED:d})"
+_UNSENT_OR_UNCERTAIN = f"({Status.FAILED:d}, {Status.CANCELLED:d}, {Status.UNCERTAIN:d})"
 _FINAL = f"({Status.SUCCESS:d}, {Status.CANCELLED:d})"
 #: What a statement tells of what it has moved, to whom it concerns; see tasks/events.py.
 _TOLD = """INSERT INTO tasks_event
@@ -44,7 +45,8 @@ def _bounds(seconds: tuple[float, ...], unit: float = 1) -> str:
 
 
 # One statement, one commit, for one mail: the owner is looked at once more, for a token outlives a closed account
-# by some seconds. A mail to somebody on the owner's list of suppressions comes to its end here, and never waits.
+# by some seconds, and what it sends from may have changed in these. A mail to somebody on the owner's list of
+# suppressions comes to its end here, and never waits.
 _ENTER = f"""
 WITH listed AS MATERIALIZED (
     SELECT EXISTS (SELECT 1 FROM tasks_suppression WHERE owner_id = %(owner_id)s::bigint
@@ -54,13 +56,15 @@ task AS (
     INSERT INTO tasks_mailtask (owner_id, status, lane, try_count, max_tries, on_uncertain, lost_count, has_failed,
         is_uncertain, due_at, created_at, moved_at, scheduled_at, expires_at, sender, recipient, subject, message_id,
         last_reply, cancel_reason, finished_at)
-    SELECT id, CASE WHEN is_suppressed THEN {Status.CANCELLED:d} ELSE %(status)s::smallint END, %(lane)s::smallint, 0,
-        %(max_tries)s::smallint, %(on_uncertain)s::smallint, 0, is_suppressed, false, %(due_at)s::timestamptz,
+    SELECT owner.id, CASE WHEN is_suppressed THEN {Status.CANCELLED:d} ELSE %(status)s::smallint END,
+        %(lane)s::smallint, 0, %(max_tries)s::smallint, %(on_uncertain)s::smallint, 0, is_suppressed, false,
+        %(due_at)s::timestamptz,
         %(created_at)s::timestamptz, %(created_at)s, %(scheduled_at)s::timestamptz, %(expires_at)s::timestamptz,
         %(sender)s::text, %(recipient)s::text, %(subject)s::text, %(message_id)s::text, '',
         CASE WHEN is_suppressed THEN {CancelReason.SUPPRESSED:d} END,
         CASE WHEN is_suppressed THEN %(created_at)s::timestamptz END
-    FROM accounts_user, listed WHERE id = %(owner_id)s::bigint AND is_active
+    FROM listed, accounts_user owner JOIN accounts_smtpaccount account ON account.owner_id = owner.id
+    WHERE owner.id = %(owner_id)s::bigint AND is_active AND from_email = %(from_email)s::text
     RETURNING id, owner_id, lane, due_at, expires_at, status, cancel_reason
 ),
 told AS (
@@ -343,9 +347,15 @@ DELETE FROM tasks_claim c WHERE lease_until < now() AND NOT EXISTS (
 RETURNING token
 """
 
-# {chosen} is a query for ids, by Django.
+# {chosen} is a query for ids, by Django. Two people may choose the same mails at once, and must not wait for each
+# other: rows of tasks_due are locked by id, all of them (an ARRAY) before the first of tasks_mailtask; a mail without
+# a row there that is locked is being moved by somebody else.
 CANCEL = f"""
-WITH taken AS (DELETE FROM tasks_due WHERE task_id IN ({{chosen}}) RETURNING task_id),
+WITH taken AS (
+    DELETE FROM tasks_due WHERE task_id = ANY(ARRAY(
+        SELECT task_id FROM tasks_due WHERE task_id IN ({{chosen}}) ORDER BY task_id FOR UPDATE))
+    RETURNING task_id
+),
 moved AS (
     UPDATE tasks_mailtask t
     SET status = {Status.CANCELLED:d}, cancel_reason = %s, has_failed = true, finished_at = now(), moved_at = now()
@@ -370,17 +380,25 @@ WITH chosen AS MATERIALIZED (
     AND NOT {_VOID}
 ),
 taken AS (
-    DELETE FROM tasks_due d USING chosen, tasks_mailtask t
-    WHERE d.task_id = chosen.id AND t.id = chosen.id AND t.status = {Status.FAILED:d} RETURNING d.task_id
+    DELETE FROM tasks_due WHERE task_id = ANY(ARRAY(
+        SELECT task_id FROM tasks_due JOIN chosen ON chosen.id = task_id WHERE chosen.status = {Status.FAILED:d}
+        ORDER BY task_id FOR UPDATE OF tasks_due))
+    RETURNING task_id
+),
+tickets AS MATERIALIZED (SELECT array_agg(task_id) AS ids FROM taken),
+open AS MATERIALIZED (
+    SELECT coalesce(tickets.ids, '{{{{}}}}') || ARRAY(
+        SELECT t.id FROM tasks_mailtask t JOIN chosen USING (id)
+        WHERE t.status IN ({Status.CANCELLED:d}, {Status.UNCERTAIN:d}) FOR UPDATE OF t SKIP LOCKED) AS ids
+    FROM tickets
 ),
 moved AS (
     UPDATE tasks_mailtask t
     SET status = {Status.QUEUED:d}, cancel_reason = NULL, finished_at = NULL, try_count = 0, lost_count = 0,
         put_off = NULL, has_failed = false, is_uncertain = false, due_at = now(), moved_at = now(),
         expires_at = CASE WHEN t.expires_at > now() THEN t.expires_at END
-    FROM chosen WHERE t.id = chosen.id AND t.moved_at = chosen.moved_at
-        AND (t.status IN ({Status.CANCELLED:d}, {Status.UNCERTAIN:d})
-            OR t.status = {Status.FAILED:d} AND t.id IN (SELECT task_id FROM taken)) AND NOT {_VOID}
+    FROM chosen, open WHERE t.id = ANY(open.ids) AND t.id = chosen.id AND t.moved_at = chosen.moved_at
+        AND t.status IN {_UNSENT_OR_UNCERTAIN} AND NOT {_VOID}
     RETURNING t.id, t.owner_id, t.lane, t.due_at, t.expires_at, t.status, t.cancel_reason, t.try_count,
         {_COUNTS_AS.format("chosen.")} AS was
 ),
@@ -393,11 +411,13 @@ RESCHEDULE = f"""
 WITH chosen AS MATERIALIZED ({{chosen}}),
 wanted AS (SELECT greatest(%s::timestamptz, now()) AS due_at),
 taken AS (
-    DELETE FROM tasks_due d USING chosen, wanted
-    WHERE d.task_id = chosen.id AND EXISTS (
-        SELECT 1 FROM tasks_mailtask t WHERE t.id = d.task_id AND t.status = {Status.SCHEDULED:d}
-        AND (t.expires_at IS NULL OR t.expires_at > wanted.due_at))
-    RETURNING d.task_id
+    DELETE FROM tasks_due WHERE task_id = ANY(ARRAY(
+        SELECT d.task_id FROM tasks_due d, chosen, wanted
+        WHERE d.task_id = chosen.id AND EXISTS (
+            SELECT 1 FROM tasks_mailtask t WHERE t.id = d.task_id AND t.status = {Status.SCHEDULED:d}
+            AND (t.expires_at IS NULL OR t.expires_at > wanted.due_at))
+        ORDER BY d.task_id FOR UPDATE OF d))
+    RETURNING task_id
 ),
 moved AS (
     UPDATE tasks_mailtask t
@@ -414,7 +434,9 @@ SELECT id, owner_id, lane, due_at, expires_at FROM moved RETURNING task_id
 ACCEPT = f"""
 WITH moved AS (
     UPDATE tasks_mailtask SET status = {Status.SUCCESS:d}, is_uncertain = false, finished_at = now(), moved_at = now()
-    WHERE id IN ({{chosen}}) AND status = {Status.UNCERTAIN:d}
+    WHERE id = ANY(ARRAY(
+        SELECT id FROM tasks_mailtask WHERE id IN ({{chosen}}) AND status = {Status.UNCERTAIN:d}
+        FOR UPDATE SKIP LOCKED))
     RETURNING id, owner_id, due_at, status, cancel_reason, try_count
 ),
 counted AS ({_COUNTED} SELECT now(), count(*), {Status.UNCERTAIN:d}, status FROM moved GROUP BY status),

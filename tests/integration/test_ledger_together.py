@@ -56,7 +56,7 @@ class Crowd:
                 on_uncertain=dice.choice(list(OnUncertain)),
                 scheduled_at=dice.choice([None, timezone.now() + timedelta(seconds=0.2)]),
             )
-            assert ledger.enter(*submission._compose(owner, mail, owner.smtp))
+            assert submission._enter(owner, mail, owner.smtp.from_email, "")
 
     def work(self, dice: random.Random) -> None:
         token = uuid4()
@@ -107,3 +107,37 @@ def test_whoever_wins_each_mail_that_waits_has_one_ticket_and_nothing_stays_held
     waiting = MailTask.objects.filter(status__in=WAITING).values_list(*told)
     assert set(waiting) == set(Due.objects.values_list("task", *told[1:]))
     assert waiting
+
+
+#: As if a worker had come back with a doubt about what is taken as sent; it waits for nobody.
+DOUBT = f"""
+UPDATE tasks_mailtask SET status = {Status.UNCERTAIN:d}, is_uncertain = true, finished_at = NULL WHERE id IN (
+    SELECT id FROM tasks_mailtask WHERE status = {Status.SUCCESS:d} FOR UPDATE SKIP LOCKED)
+"""
+
+
+def test_those_who_decide_on_the_same_mails_at_once_do_not_wait_for_each_other_for_ever() -> None:
+    owner = UserFactory()
+    mails = [submission.NewMail(f"jane{number}@example.com", "hello", "Hello.") for number in range(300)]
+    ids = [pk for pk, _ in submission.submit_many(owner, mails)]
+    ledger.settle(
+        [
+            Settlement(one.id, one.token, Status.UNCERTAIN)
+            for one in ledger.claim(100, 60, token=uuid4(), room=100)
+        ],
+        "worker:1",
+    )
+    deeds = [submission.cancel, submission.retry, submission.accept, submission.send_again, put_off_a_little]
+
+    def decide(dice: random.Random) -> None:
+        dice.choice(deeds)(MailTask.objects.filter(id__in=dice.sample(ids, 150)))  # a deadlock raises
+        if dice.random() < 0.2:
+            with connection.cursor() as cursor:
+                cursor.execute(DOUBT)
+
+    with ThreadPoolExecutor(6) as pool:
+        for turn in [pool.submit(turns, decide, seed) for seed in range(6)]:
+            turn.result()
+    told = ("id", "owner", "lane", "due_at", "expires_at")
+    waiting = MailTask.objects.filter(status__in=WAITING).values_list(*told)
+    assert set(waiting) == set(Due.objects.values_list("task", *told[1:]))
