@@ -75,17 +75,20 @@ def enter(
     task: MailTask,
     raw: bytes,
     *,
+    from_email: str,
     tags: Sequence[str] = (),
     details: Mapping[str, Any] | None = None,
     is_one_time: bool = False,
     request_id: str = "",
 ) -> bool:
-    """Writes a new task and its content, and gives it its id. False if the owner's account is closed.
+    """Writes a new task and its content, and gives it its id. False if the owner's account is closed, or does not
+    send from `from_email`.
 
     To somebody on the owner's list of suppressions it is cancelled from the beginning."""
     parameters = {
         **vars(task),
         "raw": raw,
+        "from_email": from_email,
         "tags": list(tags),
         "details": json.dumps(details) if details else None,
         "request_id": request_id,

@@ -1,5 +1,6 @@
 """What people do with mails: submit, cancel, retry, resolve. Ledger first, bell after the commit."""
 
+import select
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -84,16 +85,45 @@ def submit(owner: User, mail: NewMail, *, secret: str = "") -> MailTask:
 
     A `secret` is for the recipient's eyes alone: the mail is sent with it, serves once (see OneTime), and is listed
     with a subject in which it cannot be read."""
-    task, raw = _compose(owner, mail, _account(owner))
-    if secret:
-        task.subject = task.subject.replace(secret, "•" * len(secret))
-    if not ledger.enter(
-        task, raw, tags=mail.tags, details=mail.details(), is_one_time=bool(secret), request_id=_request_id()
-    ):
+    _drop_cut_connection()
+    if not (task := _enter(owner, mail, owner.smtp.from_email, secret)):
+        # Either the account is closed, or its address has changed in the seconds since the caller was looked up.
+        task = _enter(owner, mail, _account(owner).from_email, secret)
+    if not task:
         raise AccountClosedError
     if task.status == Status.QUEUED:
         transaction.on_commit(doorbell.ring)
     return task
+
+
+def _enter(owner: User, mail: NewMail, from_email: str, secret: str) -> MailTask | None:
+    """The task, or None if nothing was stored: the owner's account is closed, or sends from another address."""
+    task, raw = _compose(owner, mail, from_email)
+    if secret:
+        task.subject = task.subject.replace(secret, "•" * len(secret))
+    is_stored = ledger.enter(
+        task,
+        raw,
+        from_email=from_email,
+        tags=mail.tags,
+        details=mail.details(),
+        is_one_time=bool(secret),
+        request_id=_request_id(),
+    )
+    return task if is_stored else None
+
+
+def _drop_cut_connection() -> None:
+    """Before the statement that must not be sent twice, as it might be if its answer were lost: what a restart of
+    PostgreSQL has cut says so, and is replaced. Asking (SELECT 1) each time would be a fifth of the whole call."""
+    kept = connection.connection
+    if kept is None or connection.in_atomic_block:
+        return
+    connection.health_check_done = True  # type: ignore[attr-defined]
+    heard = select.poll()
+    heard.register(kept.fileno(), select.POLLIN)
+    if heard.poll(0) and not connection.is_usable():
+        connection.close()
 
 
 def submit_many(owner: User, mails: Sequence[NewMail]) -> list[tuple[int, Status]]:
@@ -117,13 +147,12 @@ def _request_id() -> str:
 
 def compose(owner: User, mail: NewMail) -> tuple[MailTask, bytes]:
     """The row and the bytes that `submit` would keep."""
-    return _compose(owner, mail, _account(owner))
+    return _compose(owner, mail, _account(owner).from_email)
 
 
 def _account(owner: User) -> SmtpAccount:
-    """What a mail needs of the account as it is now. As the call's first query it also tells whether the kept
+    """What a mail needs of the account as it is now. As a query that may be sent twice it also tells whether the kept
     connection is alive."""
-    # Django would send a SELECT 1 first: a fifth of the whole call.
     connection.health_check_done = True  # type: ignore[attr-defined]
     try:
         return _read_account(owner)
@@ -141,9 +170,9 @@ def _read_account(owner: User) -> SmtpAccount:
         return SmtpAccount(owner_id=owner.pk, from_email=cursor.fetchone()[0])
 
 
-def _compose(owner: User, mail: NewMail, account: SmtpAccount) -> tuple[MailTask, bytes]:
+def _compose(owner: User, mail: NewMail, from_email: str) -> tuple[MailTask, bytes]:
     """The row and the mail's bytes, nothing stored yet."""
-    now, sender = timezone.now(), wire_address(account.from_email)
+    now, sender = timezone.now(), wire_address(from_email)
     entry = _entry(mail, sender, now)
     task = MailTask(
         owner=owner,

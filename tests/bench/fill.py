@@ -54,8 +54,8 @@ def fill(user: User, count: int, body: str, lane: Lane = Lane.DEFAULT) -> None:
     if not count:
         return
     mail = submission.NewMail("someone0@example.com", "Benchmark mail", body, lane=lane)
-    task, raw = submission._compose(user, mail, user.smtp)
-    ledger.enter(task, raw)
+    task, raw = submission._compose(user, mail, user.smtp.from_email)
+    ledger.enter(task, raw, from_email=user.smtp.from_email)
     own = ("id", "recipient", "message_id")
     columns = ", ".join(
         f"{field.column}" for field in MailTask._meta.concrete_fields if field.name not in own

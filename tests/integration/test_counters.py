@@ -42,7 +42,7 @@ def enter(owner: User, seconds: float = 0, **changes: object) -> MailTask:
         message_id="<1@example.com>",
         **changes,
     )
-    assert ledger.enter(task, RAW)
+    assert ledger.enter(task, RAW, from_email=task.owner.smtp.from_email)
     return task
 
 

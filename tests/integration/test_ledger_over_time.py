@@ -162,7 +162,7 @@ class LedgerOverTime(RuleBasedStateMachine):
                 subject="hello",
                 message_id="<1@example.com>",
             )
-            assert ledger.enter(task, RAW)
+            assert ledger.enter(task, RAW, from_email=task.owner.smtp.from_email)
             self.model.mails[task.pk] = Mail(
                 task.pk, user.pk, kind.lane, kind.policy, kind.max_tries, due, expires, status, now
             )

@@ -98,9 +98,20 @@ def test_the_maximum_of_tries_is_the_services_unless_given(owner: User, settings
     assert submission.submit(owner, A_MAIL).max_tries == 5
 
 
-def test_the_sender_is_the_accounts(owner: User) -> None:
+def test_the_sender_is_the_accounts_also_when_it_has_just_changed(owner: User) -> None:
+    assert owner.smtp.from_email != "news@example.org"  # as it was when the caller was looked up
     SmtpAccount.objects.filter(owner=owner).update(from_email="news@example.org")
-    assert submission.submit(owner, A_MAIL).sender == "news@example.org"
+    task = submission.submit(owner, A_MAIL)
+    assert task.sender == "news@example.org"
+    assert message_from_bytes(bytes(task.content.raw), policy=policy.default)["From"] == "news@example.org"
+
+
+def test_an_account_that_has_just_been_closed_keeps_nothing(owner: User) -> None:
+    assert owner.smtp.from_email
+    User.objects.filter(pk=owner.pk).update(is_active=False)
+    with pytest.raises(submission.AccountClosedError):
+        submission.submit(owner, A_MAIL)
+    assert not MailTask.objects.exists()
 
 
 @pytest.mark.django_db(transaction=True)
