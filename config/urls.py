@@ -22,6 +22,8 @@ handler404 = "accounts.api.problems.not_found"
 handler500 = "accounts.api.problems.server_error"
 
 urlpatterns = [
+    # First, for most calls go there, and each pattern before it would be tried.
+    path("api/v1/task/", include("tasks.api.urls")),
     path("", reads_only(dashboard.page)),
     path("dashboard.json", reads_only(dashboard.figures), name="dashboard-figures"),
     path("admin/", admin.site.urls),
@@ -42,7 +44,6 @@ urlpatterns = [
     path("api/v1/task/verify", VerifyView.as_view()),
     path("api/v1/workers", mailqueue_api.WorkersView.as_view()),
     path("api/v1/task/subscriptionContent", ContentsView.as_view()),
-    path("api/v1/task/", include("tasks.api.urls")),
     path("api/v1/templates", templates.TemplatesView.as_view()),
     path("api/v1/templates/<str:name>", templates.TemplateView.as_view()),
     path("api/v1/templates/<str:name>/versions", templates.VersionsView.as_view()),
