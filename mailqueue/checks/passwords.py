@@ -120,8 +120,8 @@ def flower_login(**_: Any) -> list[CheckMessage]:
     return [
         Warning(
             f"FLOWER_BASIC_AUTH {why}",
-            hint="Set it to user:password, with a generated password; where no Flower runs, or another login stands in"
-            " front of it, name this in SILENCED_SYSTEM_CHECKS.",
+            hint="Set it to user:password, with a generated password; where no Flower runs, or another login stands"
+            " in front of it, name this in SILENCED_SYSTEM_CHECKS.",
             id="mailqueue.W007",
         )
     ]
