@@ -150,7 +150,12 @@ def read() -> Environment:
         "credential_keys": secrets("CREDENTIAL_KEYS", ONLY_FOR_DEBUG_FERNET),
         "allowed_hosts": env.list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"]),
         "database": env.str("DATABASE_URL", validate=validate.Length(min=1)),
-        "redis_url": env.str("REDIS_URL", validate=validate.Length(min=1)),
+        "redis_url": env.str(
+            "REDIS_URL",
+            validate=validate.Regexp(
+                r"(rediss?|unix)://.+", error="Is not an address such as redis://:password@host:6379/0."
+            ),
+        ),
         "data_dir": env.path("DATA_DIR", Path(".local")),
         "port": env.int("PORT", 8000, validate=a_port),
         "flower_port": env.int("FLOWER_PORT", 5555, validate=a_port),
