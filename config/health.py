@@ -1,8 +1,11 @@
 """Answers for probes. None of them asks for a token, none of them waits long."""
 
+from functools import lru_cache
+from pathlib import Path
+
+from django.apps import apps
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, OperationalError, connection
-from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse, JsonResponse
 
 from accounts.api.problems import unavailable
@@ -62,8 +65,20 @@ def _is_migrated() -> bool:
     global _was_migrated  # noqa: PLW0603 -- once a process
     if not _was_migrated:
         try:
-            executor = MigrationExecutor(connection)
-            _was_migrated = not executor.migration_plan(executor.loader.graph.leaf_nodes())
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT app, name FROM django_migrations")
+                _was_migrated = _of_this_release() <= set(cursor.fetchall())
         except DatabaseError:
             connection.close()
     return _was_migrated
+
+
+@lru_cache
+def _of_this_release() -> set[tuple[str, str]]:
+    """By the names of their files. Django's loader imports them, which costs a process 2.4 MB and a third of a
+    second."""
+    return {
+        (app.label, file.stem)
+        for app in apps.get_app_configs()
+        for file in (Path(app.path) / "migrations").glob("[!_]*.py")
+    }

@@ -125,7 +125,19 @@ def default_relay(**_: Any) -> list[CheckMessage]:
     """Elsewhere TLS is asked for in any case; within SMTP_ALLOWED_NETWORKS only if the relay offers it."""
     if not settings.DEFAULT_SMTP_URL:
         return []
-    host, _port, security = address_of(settings.DEFAULT_SMTP_URL)
+    try:
+        host, _port, security = address_of(settings.DEFAULT_SMTP_URL)
+    except ValueError:
+        host = ""
+    if not host:
+        return [
+            Error(
+                "DEFAULT_SMTP_URL is not the address of a relay: no mail of users without their own goes out.",
+                hint="smtp://user:password@host:587, or smtps:// for TLS from the start; ?security= is auto, tls,"
+                " starttls or none.",
+                id="mailqueue.E008",
+            )
+        ]
     if _is_here(host) or not (security == Security.NONE or (security == Security.AUTO and _is_exempt(host))):
         return []
     return [
