@@ -30,12 +30,16 @@ check: .venv/installed-dev ## lint, format, types, import contracts, migrations,
 	@exec $(VENV) -m mailqueue.embedded exec --temporary -- $(MAKE) --no-print-directory _check-django
 	$(VENV) .ci/audit.py requirements.txt
 
+# As an operator would set it; E006 is for the PostgreSQL of this check, which may forget a crash of its machine.
+_PRODUCTION = ALLOWED_HOSTS=mail.example.com PUBLIC_URL=https://mail.example.com SMTP_ALLOWED_NETWORKS= \
+  FLOWER_BASIC_AUTH=ops:brave-heron-21-lantern SILENCED_SYSTEM_CHECKS=mailqueue.E006
+
 .PHONY: _check-django
 _check-django:
 	$(VENV) -m mypy config mailqueue tasks accounts
 	$(VENV) -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
 	$(VENV) manage.py makemigrations --check --dry-run
-	ALLOWED_HOSTS=mail.example.com $(VENV) manage.py check --deploy --fail-level WARNING
+	$(_PRODUCTION) $(VENV) manage.py check --deploy --fail-level WARNING
 
 bench: .venv/installed-dev ## the benchmarks, side by side with what others do
 	@exec $(VENV) -m tests.bench $(ARGS)

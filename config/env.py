@@ -20,6 +20,8 @@ pace = tuple[int, int] | None
 
 ONLY_FOR_DEBUG = "insecure-development-key-never-for-production"
 ONLY_FOR_DEBUG_FERNET = "ZGV2ZWxvcG1lbnQtb25seS1rZXktMzItYnl0ZXMhISE="
+#: All that have stood here or in a page.
+FOR_DEBUG = (ONLY_FOR_DEBUG, f"{ONLY_FOR_DEBUG}-jwt", ONLY_FOR_DEBUG_FERNET)
 
 
 class BadEnvironmentError(SystemExit):
@@ -67,6 +69,10 @@ class Environment:
     log_level: str
     log_file: str
     log_format: str
+    admin_email: str
+    admin_password: str
+    flower_basic_auth: str
+    silenced_checks: list[str]
 
 
 def _networks(value: str) -> type_networks:
@@ -140,11 +146,16 @@ def read() -> Environment:
     found: dict[str, Any] = {
         "debug": debug,
         "secret_key": secret("SECRET_KEY", ONLY_FOR_DEBUG),
-        "jwt_signing_key": secret("JWT_SIGNING_KEY", ONLY_FOR_DEBUG + "-jwt"),
+        "jwt_signing_key": secret("JWT_SIGNING_KEY", FOR_DEBUG[1]),
         "credential_keys": secrets("CREDENTIAL_KEYS", ONLY_FOR_DEBUG_FERNET),
         "allowed_hosts": env.list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"]),
         "database": env.str("DATABASE_URL", validate=validate.Length(min=1)),
-        "redis_url": env.str("REDIS_URL", validate=validate.Length(min=1)),
+        "redis_url": env.str(
+            "REDIS_URL",
+            validate=validate.Regexp(
+                r"(rediss?|unix)://.+", error="Is not an address such as redis://:password@host:6379/0."
+            ),
+        ),
         "data_dir": env.path("DATA_DIR", Path(".local")),
         "port": env.int("PORT", 8000, validate=a_port),
         "flower_port": env.int("FLOWER_PORT", 5555, validate=a_port),
@@ -182,6 +193,14 @@ def read() -> Environment:
         ),
         "log_file": env.str("LOG_FILE", ""),
         "log_format": env.str("LOG_FORMAT", "json", validate=validate.OneOf(["json", "text"])),
+        "admin_email": env.str("ADMIN_EMAIL", ""),
+        "admin_password": env.str("ADMIN_PASSWORD", ""),
+        "flower_basic_auth": env.str("FLOWER_BASIC_AUTH", ""),
+        "silenced_checks": env.list(
+            "SILENCED_SYSTEM_CHECKS",
+            [],
+            validate=lambda ids: [validate.Regexp(r"[a-z_]+\.[EWIC]?\d+")(one) for one in ids],
+        ),
     }
     try:
         env.seal()

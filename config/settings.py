@@ -19,6 +19,9 @@ VERSION = "0.1.0"
 
 DEBUG = ENV.debug
 SECRET_KEY = ENV.secret_key
+#: Secrets that stand in public, for mailqueue/checks.
+ONLY_FOR_DEBUG = environment.FOR_DEBUG
+LOG_LEVEL = ENV.log_level
 ALLOWED_HOSTS = ENV.allowed_hosts
 LOGGING = dict_config(text=ENV.log_format == "text", level=ENV.log_level, file=ENV.log_file)
 ROOT_URLCONF = "config.urls"
@@ -100,6 +103,8 @@ PASSWORD_HASHERS = [
 ]
 AUTH_PASSWORD_VALIDATORS = [{"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"}]
 CREDENTIAL_KEYS = ENV.credential_keys
+ADMIN_EMAIL, ADMIN_PASSWORD = ENV.admin_email, ENV.admin_password
+FLOWER_BASIC_AUTH = ENV.flower_basic_auth
 
 # HTTP -----------------------------------------------------------------------------------------------
 REST_FRAMEWORK = {
@@ -167,7 +172,7 @@ if not DEBUG:
     SECURE_HSTS_PRELOAD = True
 SECURE_REDIRECT_EXEMPT = [r"^healthz?/"]
 # TLS ends at the ingress, which redirects; probes and neighbours inside the cluster speak plain HTTP.
-SILENCED_SYSTEM_CHECKS = ["security.W008"]
+SILENCED_SYSTEM_CHECKS = ["security.W008", *ENV.silenced_checks]
 
 
 # The admin ------------------------------------------------------------------------------------------
@@ -254,6 +259,7 @@ MAIL_MAX_TRIES = ENV.max_tries
 MAIL_RETRY_SCHEDULE = ENV.retry_schedule
 MAIL_LEASE_SECONDS = ENV.lease_seconds
 SWEEP_AFTER_SECONDS = ENV.sweep_after_seconds
+SWEEP_INTERVAL_SECONDS = ENV.sweep_interval_seconds
 MAIL_DOMAIN_LIMITS = ENV.domain_limits
 MAIL_DAILY_QUOTA = ENV.daily_quota
 MAIL_KEEP_DAYS = ENV.keep_days
@@ -311,7 +317,7 @@ CELERY_BEAT_SCHEDULE = {
     "rescue what a dead worker held": {"task": "mailqueue.rescue", "schedule": 30.0},
     "FindUnprocessedTasksAndEnqueue": {
         "task": "mailqueue.sweep",
-        "schedule": float(ENV.sweep_interval_seconds),
+        "schedule": float(SWEEP_INTERVAL_SECONDS),
     },
     "prune what is old": {"task": "mailqueue.prune", "schedule": 86_400.0},
 }

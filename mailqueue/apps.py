@@ -1,5 +1,4 @@
 from django.apps import AppConfig
-from django.core import checks
 
 
 class MailqueueConfig(AppConfig):
@@ -7,6 +6,6 @@ class MailqueueConfig(AppConfig):
     verbose_name = "Mail queue"
 
     def ready(self) -> None:
-        from mailqueue.checks import lease_outlasts_deadlines  # noqa: PLC0415 -- settings are read by then
+        from mailqueue import checks  # noqa: PLC0415 -- settings and models are there by then
 
-        checks.register(lease_outlasts_deadlines)
+        checks.register()

@@ -154,10 +154,12 @@ def upgrade(run: Run) -> None:
         run.client.calls.append(call)
     with run.in_background(lambda: run.client.send([owner], run.mails, per_second=run.mails / 20)):
         time.sleep(8)
+        ready = [name for name in WEBS if run.stage.is_ready(name)]
         early = [call for call in run.client.accepted if call.answer == "202"]
         with run.fault("migrate", cuts_off=True):
             run.stage.migrate()
     run.expect(not early, f"{len(early)} mails were accepted before the migration")
+    run.expect(not ready, f"{ready} said that they were ready before the migration")
 
 
 _OLDER = """

@@ -141,9 +141,9 @@ class Stage:
         subprocess.run(command, cwd=ROOT, env=self._env, check=True)
 
     def until_up(self) -> None:
-        """Webs answer and workers take jobs."""
+        """Webs answer, though they are not ready before a migration, and workers take jobs."""
         for name in WEBS:
-            until(lambda name=name: self.is_ready(name), f"{name} is ready")
+            until(lambda name=name: self.answers(name, "live" if self._older else "ready"), f"{name} is up")
         # A worker that finds no Redis takes no jobs, and drains the table in their place.
         greeting, names = ("ready.", (*WORKERS, UPKEEP)) if self._has_redis else ("broker_away", WORKERS)
         for name in names:
@@ -239,8 +239,11 @@ class Stage:
         return self._children[name].pid
 
     def is_ready(self, web: str) -> bool:
+        return self.answers(web, "ready")
+
+    def answers(self, web: str, probe: str) -> bool:
         with suppress(httpx.TransportError):
-            return httpx.get(f"{self.url(web)}/healthz/ready", timeout=3).status_code == 200
+            return httpx.get(f"{self.url(web)}/healthz/{probe}", timeout=3).status_code == 200
         return False
 
     def query(self, sql: str, parameters: Any = None) -> list[tuple[Any, ...]]:

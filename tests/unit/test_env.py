@@ -103,6 +103,9 @@ def test_a_value_may_come_from_a_file(environment: pytest.MonkeyPatch, tmp_path:
         ("SMTP_ALLOWED_PORTS", "25,smtp"),
         ("CREDENTIAL_KEYS", "not-a-fernet-key"),
         ("DATABASE_URL", "nonsense://x"),
+        ("REDIS_URL", "amqp://guest:guest@rabbit:5672//"),
+        ("REDIS_URL", ""),
+        ("SILENCED_SYSTEM_CHECKS", "everything"),
         ("DEBUG", "perhaps"),
         ("LOG_LEVEL", "LOUD"),
         ("WORKER_CONCURRENCY", "0"),
@@ -132,6 +135,7 @@ def test_all_complaints_come_in_one_sentence(environment: pytest.MonkeyPatch) ->
         ("CREDENTIAL_KEYS", "canary-5f1e"),
         ("CREDENTIAL_KEYS", f"{SECRETS['CREDENTIAL_KEYS']},canary-5f1e"),
         ("DATABASE_URL", "nonsense://user:canary-5f1e@db.example/mail"),
+        ("REDIS_URL", "amqp://user:canary-5f1e@rabbit.example"),
     ],
 )
 def test_a_complaint_never_shows_a_secret(environment: pytest.MonkeyPatch, name: str, value: str) -> None:
