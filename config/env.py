@@ -41,8 +41,10 @@ class Environment:
     redis_url: str
     data_dir: Path
     heartbeat_dir: Path
+    static_root: Path | None
     port: int
     flower_port: int
+    sandbox_smtp_host: str
     sandbox_smtp_port: int
     default_smtp_url: str
     smtp_allowed_networks: type_networks
@@ -150,8 +152,10 @@ def read() -> Environment:
         "redis_url": env.str("REDIS_URL", validate=validate.Length(min=1)),
         "data_dir": env.path("DATA_DIR", Path(".local")),
         "heartbeat_dir": env.path("HEARTBEAT_DIR", alive.default_dir()),
+        "static_root": env.path("STATIC_ROOT", None),
         "port": env.int("PORT", 8000, validate=a_port),
         "flower_port": env.int("FLOWER_PORT", 5555, validate=a_port),
+        "sandbox_smtp_host": env.str("SANDBOX_SMTP_HOST", "127.0.0.1", validate=validate.Length(min=1)),
         "sandbox_smtp_port": env.int("SANDBOX_SMTP_PORT", 1025, validate=a_port),
         "default_smtp_url": env.str("DEFAULT_SMTP_URL", ""),
         "smtp_allowed_networks": env.networks("SMTP_ALLOWED_NETWORKS", ""),

@@ -151,8 +151,9 @@ APPEND_SLASH = True
 # Contract addresses of the API have no trailing slash; the admin's do.
 
 STATIC_URL = "/static/"
-# Served from the packages themselves: no collectstatic step to forget.
-WHITENOISE_USE_FINDERS = True
+# Served from the packages themselves: no collectstatic step to forget. An image has them collected and compressed.
+STATIC_ROOT = ENV.static_root
+WHITENOISE_USE_FINDERS = STATIC_ROOT is None
 
 USE_TZ = True
 TIME_ZONE = "UTC"
@@ -262,6 +263,7 @@ PUBLIC_URL = ENV.public_url
 WORKER_CONCURRENCY = ENV.worker_concurrency
 WORKER_CONNECTIONS = ENV.worker_connections
 WORKER_MAILS_PER_CONNECTION = ENV.worker_mails_per_connection
+SANDBOX_SMTP_HOST = ENV.sandbox_smtp_host
 SANDBOX_SMTP_PORT = ENV.sandbox_smtp_port
 #: What each worker knows and the ledger does not yet; docs/lifecycle.md, "When a worker dies".
 JOURNAL_DIR = ENV.data_dir.resolve() / "journal"

@@ -1,7 +1,8 @@
-"""Whether a program without a port still does its work: `python -m mailqueue.alive worker|upkeep|beat`.
+"""Whether a program still does its work: `python -m mailqueue.alive worker|upkeep|beat`, or the address of a page.
 
-Exits with 0 or 1, and says why in a sentence. For probes, which ask often, so it imports neither Django nor Celery,
-and asks neither database nor broker: it looks how old a file is. Who keeps the file young: pulse.py and beat.py.
+Exits with 0 or 1, and says why in a sentence. For probes, which ask often, so it imports neither Django nor Celery.
+Of a program without a port it looks how old a file is, and asks neither database nor broker; who keeps the file young:
+pulse.py and beat.py. An image has no curl, so a page is asked for here, too.
 """
 
 import os
@@ -9,6 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 PROGRAMS = ("worker", "upkeep", "beat")
 #: A program whose file is older than this (seconds) has stopped working. Beat waits up to 30 between two attempts to
@@ -47,6 +49,22 @@ def judge(program: str, folder: Path) -> tuple[bool, str]:
     return True, f"{program} was alive {age:.0f} s ago"
 
 
+def ask(address: str) -> tuple[bool, str]:
+    """Whether the page at http://host:port/path answers with 200 within three seconds, and the sentence."""
+    from http.client import HTTPConnection, HTTPException  # noqa: PLC0415 -- slow to import, and not for files
+
+    where = urlsplit(address)
+    connection = HTTPConnection(where.hostname or "", where.port or 80, timeout=3)
+    try:
+        connection.request("GET", where.path or "/")
+        status = connection.getresponse().status
+    except (OSError, HTTPException) as error:
+        return False, f"{address} does not answer: {error!r}"
+    finally:
+        connection.close()
+    return status == 200, f"{address} answers {status}"
+
+
 def _folder() -> Path:
     """HEARTBEAT_DIR, as config/env.py reads it, which takes most of a second to import."""
     named = os.environ.get("HEARTBEAT_DIR_FILE")
@@ -55,10 +73,12 @@ def _folder() -> Path:
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 1 or arguments[0] not in PROGRAMS:
-        sys.stderr.write(f"Which program? python -m mailqueue.alive {'|'.join(PROGRAMS)}\n")
-        return 1
-    is_alive, sentence = judge(arguments[0], _folder())
+    if len(arguments) == 1 and arguments[0].startswith("http://"):
+        is_alive, sentence = ask(arguments[0])
+    elif len(arguments) == 1 and arguments[0] in PROGRAMS:
+        is_alive, sentence = judge(arguments[0], _folder())
+    else:
+        is_alive, sentence = False, f"Which program? python -m mailqueue.alive {'|'.join(PROGRAMS)}|http://…"
     sys.stdout.write(sentence + "\n")
     return 0 if is_alive else 1
 
