@@ -1,8 +1,8 @@
 """Whether a program still does its work: `python -m mailqueue.alive worker|upkeep|beat`, or the address of a page.
 
 Exits with 0 or 1, and says why in a sentence. For probes, which ask often, so it imports neither Django nor Celery.
-Of a program without a port it looks how old a file is, and asks neither database nor broker; who keeps the file young:
-pulse.py and beat.py. An image has no curl, so a page is asked for here, too.
+Of a program without a port it looks how old a file is, and asks neither database nor broker; who keeps the file
+young: pulse.py and beat.py. An image has no curl, so a page is asked for here, too.
 """
 
 import os

@@ -12,6 +12,7 @@ from environs import EnvError, FileAwareEnv
 from mailqueue.embedded import secrets
 from mailqueue.embedded.process import CannotStartError
 
+
 class Busy(Exception):  # noqa: N818 -- an answer, not a mishap
     """Another runner holds this data; the message is its process id."""
 

@@ -1,7 +1,7 @@
 """The secrets that a service needs and nobody has given: made once, then kept as files, one for each.
 
-`python -m mailqueue.embedded.secrets FOLDER` completes a folder for docker-compose.yml, whose programs read all of them
-by NAME_FILE: what the environment gives is written there, what it does not is made.
+`python -m mailqueue.embedded.secrets FOLDER` completes a folder for docker-compose.yml, whose programs read all of
+them by NAME_FILE: what the environment gives is written there, what it does not is made.
 """
 
 import os
@@ -45,7 +45,9 @@ def write(file: Path, text: str, mode: int = 0o600) -> None:
 def complete(folder: Path) -> dict[str, str]:
     """Each secret and address of docker-compose.yml, in the folder and as answer."""
     make = GENERATED | {"POSTGRES_PASSWORD": lambda: secrets.token_hex(16)}
-    found = {name: os.environ.get(name, "").strip() or _of_before(folder / name) or make[name]() for name in make}
+    found = {
+        name: os.environ.get(name, "").strip() or _of_before(folder / name) or make[name]() for name in make
+    }
     found["DATABASE_URL"] = os.environ.get("DATABASE_URL", "").strip() or (
         f"postgres://mailqueue:{quote(found['POSTGRES_PASSWORD'], safe='')}@postgres:5432/mailqueue"
     )

@@ -20,6 +20,4 @@ class Command(BaseCommand):
         try:
             server.run(host, port, lambda: self.stdout.write(f"taking mail at {host}:{port}"))
         except OSError as error:
-            raise CommandError(
-                f"Cannot listen on {host}:{port} (SANDBOX_SMTP_PORT): {error}"
-            ) from error
+            raise CommandError(f"Cannot listen on {host}:{port} (SANDBOX_SMTP_PORT): {error}") from error
