@@ -4,9 +4,11 @@ import json
 import os
 import secrets
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from typing import Any
 
 import httpx
@@ -15,7 +17,7 @@ import pytest
 from mailqueue.embedded.redis import free_port
 from tests.containers import engine as engines
 from tests.containers.engine import Engine, compose_command
-from tests.machine import PASSWORD, until
+from tests.machine import PASSWORD, PATIENCE, until
 from tests.relay import Relay
 
 #: The host, as containers see it in the network of the sandbox: the relay of these tests listens there.
@@ -88,8 +90,6 @@ def stack() -> Iterator[Stack]:
             "MAIL_RETRY_SCHEDULE": "1,2",
             "SMTP_ALLOWED_NETWORKS": "10.213.65.0/24",
         }
-        for given in ("DATABASE_URL", "REDIS_URL", "DATA_DIR", "DEBUG"):  # of this test run's own service
-            env.pop(given, None)
         stack = Stack(engine, env)
         try:
             stack.compose("build", seconds=engines.BUILT_WITHIN)
@@ -136,7 +136,7 @@ def sender(stack: Stack, relay: Relay | None = None) -> Iterator[Sender]:
         else {}
     )
     one = Sender(stack.home, **smtp)
-    with one.web:
+    with closing(one.web):
         yield one
 
 
@@ -165,12 +165,22 @@ def until_all_are_sent(stack: Stack, relay: Relay, owner: Sender, count: int) ->
     return arrived
 
 
+def until_event(stream: httpx.Response, event: str) -> str:
+    """Its lines, as they come, up to this event; a quiet stream is not silent, so patience is counted here."""
+    seen, deadline = "", time.monotonic() + PATIENCE
+    for line in stream.raise_for_status().iter_lines():
+        seen += f"{line}\n"
+        assert time.monotonic() < deadline, seen
+        if line == f"event: {event}":
+            break
+    return seen
+
+
 def test_a_mail_goes_through_the_proxy_into_the_sandbox_and_is_followed_live(stack: Stack) -> None:
     with sender(stack) as ada:
         task = ada.enqueue("jane@example.com")
-        # The stream ends by itself when the mail has come to its end.
-        seen = ada.web.get(f"/api/v1/task/{task}/events").raise_for_status().text
-        assert "event: task.sent" in seen
+        with ada.web.stream("GET", f"/api/v1/task/{task}/events") as stream:
+            assert "event: task.sent" in until_event(stream, "task.sent")
         inbox = ada.web.get("/sandbox/api/messages?recipient=jane@example.com").raise_for_status().json()
         assert [mail["subject"] for mail in inbox] == ["Grüße"]
         assert ada.web.get("/sandbox/").status_code == 200
@@ -184,7 +194,8 @@ def test_streams_are_served_by_the_stream_and_calls_by_the_web(stack: Stack) -> 
         return stack.execute("upkeep", "python", "-c", ask)
 
     with sender(stack) as ada:
-        ada.web.get(f"/api/v1/task/{ada.enqueue('ok@sandbox.invalid')}/events").raise_for_status()
+        with ada.web.stream("GET", f"/api/v1/task/{ada.enqueue('ok@sandbox.invalid')}/events") as stream:
+            until_event(stream, "task.sent")
         with ada.web.stream("GET", "/api/v1/task/events") as stream:
             assert next(stream.iter_lines())  # at once, whatever a proxy would like to gather first
     routes = {"web": 'route="/api/v1/task/enqueue"', "stream": '/events"'}
@@ -194,21 +205,31 @@ def test_streams_are_served_by_the_stream_and_calls_by_the_web(stack: Stack) -> 
 
 
 def test_figures_and_flower_are_not_for_outside(stack: Stack) -> None:
+    def status(address: str) -> int:
+        """As it is written: a better client would tidy it up."""
+        with closing(HTTPConnection("127.0.0.1", int(stack.env["PORT"]), timeout=30)) as connection:
+            connection.request("GET", address, headers={"X-Forwarded-For": "127.0.0.1"})
+            return connection.getresponse().status
+
+    for hidden in ("metrics", "stats", "health/metrics", "flower/metrics"):
+        escaped = f"/%{ord(hidden[0]):x}{hidden[1:]}"
+        for address in (
+            f"/{hidden}",
+            f"/{hidden}/",
+            f"//{hidden}",
+            f"/x/..%2f{hidden}",
+            f"/x/../{hidden}",
+            escaped,
+        ):
+            assert status(address) == 404, address
+    assert status("/healthz/live") == 200
     with httpx.Client(base_url=stack.home, timeout=30) as web:
-        for hidden in ("metrics", "stats", "health/metrics", "flower/metrics"):
-            for address in (
-                f"/{hidden}",
-                f"//{hidden}",
-                f"/x/..%2f{hidden}",
-                f"/%{ord(hidden[0]):x}{hidden[1:]}",
-            ):
-                assert web.get(address).status_code == 404, address
-            assert web.get(f"/{hidden}", headers={"X-Forwarded-For": "127.0.0.1"}).status_code == 404
         assert web.get("/flower/").status_code == 401
         password = stack.execute("flower", "cat", "/run/mailqueue/ADMIN_PASSWORD")
         assert web.get("/flower/", auth=("admin@example.com", password)).status_code == 200
-    ask = "import urllib.request as u; print(u.urlopen('http://web:8000/metrics').status)"
-    assert stack.execute("upkeep", "python", "-c", ask).strip() == "200"
+    for inside in ("http://web:8000/metrics", "http://flower:5555/flower/metrics"):
+        ask = f"import urllib.request as u; print(u.urlopen('{inside}').status)"
+        assert stack.execute("upkeep" if "web" in inside else "web", "python", "-c", ask).strip() == "200"
 
 
 _CONFINED = """

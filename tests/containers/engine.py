@@ -29,7 +29,7 @@ BASE, SERVERS = "mailqueue-test/base", "mailqueue-test/servers"
 OFFICIAL = ("python:3.12-slim-bookworm", "postgres:17-bookworm", "redis:7.2-bookworm", "nginx:1.28-alpine")
 #: Building everything anew, on a slow machine and over a slow network (seconds).
 BUILT_WITHIN = 1500.0
-_AS_ROOT = [] if os.geteuid() == 0 else ["sudo", "-n"]
+_KEPT = ("PATH", "HOME", "LANG", "XDG_RUNTIME_DIR", "DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CONTEXT")
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
 
@@ -43,7 +43,7 @@ def missing() -> str:
         name for name in ("docker", "dockerd", "docker-init", "debootstrap", "iptables") if not _which(name)
     ]:
         return f"No Docker engine runs, and to start one {', '.join(lacking)} is missing (Debian: docker.io)."
-    if _AS_ROOT and subprocess.run([*_AS_ROOT, "true"], capture_output=True, check=False).returncode:
+    if os.geteuid() != 0:
         return "No Docker engine runs, and only root may start one."
     return ""
 
@@ -131,7 +131,6 @@ class Engine:
             quiet = {"env": self.env, "seconds": BUILT_WITHIN}
             wanted = "--include=ca-certificates,python3,python3-venv"
             run(
-                *_AS_ROOT,
                 _which("debootstrap") or "",
                 "--variant=minbase",
                 wanted,
@@ -142,7 +141,6 @@ class Engine:
             _teach(root)
             archive = Path(folder) / "base.tar"
             run(
-                *_AS_ROOT,
                 "tar",
                 "-C",
                 str(root),
@@ -153,7 +151,7 @@ class Engine:
                 **quiet,
             )
             self.docker("import", str(archive), BASE, seconds=BUILT_WITHIN)
-            run(*_AS_ROOT, "rm", "-rf", str(root), **quiet)
+            run("rm", "-rf", str(root), **quiet)
 
 
 def _teach(root: Path) -> None:
@@ -161,7 +159,7 @@ def _teach(root: Path) -> None:
     trusted = os.environ.get("SSL_CERT_FILE") or ssl.get_default_verify_paths().cafile
     bundle = "/etc/ssl/certs/ca-certificates.crt"
     if trusted:
-        run(*_AS_ROOT, "cp", trusted, f"{root}{bundle}", env=dict(os.environ))
+        run("cp", trusted, f"{root}{bundle}", env=dict(os.environ))
     config = configparser.ConfigParser(interpolation=None)
     config["global"] = {"cert": bundle}
     for name in ("index-url", "extra-index-url"):
@@ -172,13 +170,15 @@ def _teach(root: Path) -> None:
     with tempfile.NamedTemporaryFile("w") as file:
         config.write(file)
         file.flush()
-        run(*_AS_ROOT, "install", "-m", "0644", file.name, f"{root}/etc/pip.conf", env=dict(os.environ))
+        run("install", "-m", "0644", file.name, f"{root}/etc/pip.conf", env=dict(os.environ))
 
 
 @contextmanager
 def engine() -> Iterator[Engine]:
     """One that runs, or one of our own for as long as the `with` lasts."""
-    env = dict(os.environ)
+    env = {
+        name: os.environ[name] for name in _KEPT if name in os.environ
+    }  # nothing of this test run's own service
     CACHE.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack, (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -196,7 +196,7 @@ def _dockerd() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="mailqueue-docker-") as folder:
         address = f"unix://{folder}/socket"
         command = [
-            *_AS_ROOT, _which("dockerd") or "", "--host", address, "--data-root", str(CACHE / "docker"),
+            _which("dockerd") or "", "--host", address, "--data-root", str(CACHE / "docker"),
             "--exec-root", f"{folder}/exec", "--pidfile", f"{folder}/pid", "--log-level", "warn",
             "--bip", "10.213.66.1/24", "--default-address-pool", "base=10.213.128.0/17,size=24",
         ]  # fmt: skip
@@ -213,20 +213,20 @@ def _dockerd() -> Iterator[str]:
         finally:
             if process.poll() is None:
                 pid = Path(f"{folder}/pid").read_text().strip()
-                subprocess.run([*_AS_ROOT, "kill", f"-{signal.SIGTERM:d}", pid], check=False)
+                subprocess.run(["kill", f"-{signal.SIGTERM:d}", pid], check=False)
             process.wait(60)
             _forget_network(forward)
-            subprocess.run([*_AS_ROOT, "rm", "-rf", f"{folder}/exec"], check=False)
+            subprocess.run(["rm", "-rf", f"{folder}/exec"], check=False)
 
 
 def _forget_network(forward: str) -> None:
     """What an engine leaves in the kernel when it ends: a bridge, its chains, and that this machine forwards."""
-    iptables = [*_AS_ROOT, _which("iptables") or ""]
+    iptables = [_which("iptables") or ""]
 
     def quietly(*command: str) -> None:
         subprocess.run(command, capture_output=True, check=False)
 
-    quietly(*_AS_ROOT, "ip", "link", "delete", "docker0")
+    quietly("ip", "link", "delete", "docker0")
     for table in ("filter", "nat"):
         rules = subprocess.run([*iptables, "-t", table, "-S"], capture_output=True, text=True, check=False)
         lines = [line.split() for line in rules.stdout.splitlines()]
@@ -241,4 +241,4 @@ def _forget_network(forward: str) -> None:
                     quietly(*iptables, "-t", table, deed, line[1])
     if forward.strip() == "0":
         quietly(*iptables, "-P", "FORWARD", "ACCEPT")
-        quietly(*_AS_ROOT, "sh", "-c", f"echo 0 > {_FORWARD}")
+        quietly("sh", "-c", f"echo 0 > {_FORWARD}")
