@@ -47,11 +47,12 @@ bench: .venv/installed-dev ## the benchmarks, side by side with what others do
 chaos: .venv/installed-dev ## the fault suite: every promise under every fault, some 90 minutes (SCALE=0.05 ARGS="--only C1")
 	@exec $(VENV) -m tests.chaos $(ARGS)
 
-lock: .venv/installed-dev ## resolve pyproject.toml anew into requirements.txt and requirements-dev.txt
-	$(VENV) -m uv pip compile --universal --generate-hashes -p 3.11 --custom-compile-command "make lock" \
-	  pyproject.toml -o requirements.txt
-	$(VENV) -m uv pip compile --universal --generate-hashes -p 3.11 --custom-compile-command "make lock" \
-	  --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+compile := -m uv pip compile --universal --generate-hashes -p 3.11 --custom-compile-command "make lock"
+
+lock: .venv/installed-dev ## resolve pyproject.toml anew into requirements.txt, its part for the image, and requirements-dev.txt
+	$(VENV) $(compile) --extra embedded pyproject.toml -o requirements.txt
+	$(VENV) $(compile) -c requirements.txt pyproject.toml -o requirements-image.txt
+	$(VENV) $(compile) --extra embedded --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
 
 # The stamps: a second start installs nothing, a changed lock file does.
 .venv/installed: requirements.txt

@@ -14,6 +14,8 @@ from cryptography.fernet import Fernet
 from environs import EnvValidationError, FileAwareEnv
 from marshmallow import ValidationError, validate
 
+from mailqueue import alive
+
 type_networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
 #: How many within how many seconds; None is no limit.
 pace = tuple[int, int] | None
@@ -40,8 +42,11 @@ class Environment:
     database: dict[str, Any]
     redis_url: str
     data_dir: Path
+    heartbeat_dir: Path
+    static_root: Path | None
     port: int
     flower_port: int
+    sandbox_smtp_host: str
     sandbox_smtp_port: int
     default_smtp_url: str
     smtp_allowed_networks: type_networks
@@ -157,8 +162,11 @@ def read() -> Environment:
             ),
         ),
         "data_dir": env.path("DATA_DIR", Path(".local")),
+        "heartbeat_dir": env.path("HEARTBEAT_DIR", None) or alive.default_dir(),
+        "static_root": env.path("STATIC_ROOT", None),
         "port": env.int("PORT", 8000, validate=a_port),
         "flower_port": env.int("FLOWER_PORT", 5555, validate=a_port),
+        "sandbox_smtp_host": env.str("SANDBOX_SMTP_HOST", "127.0.0.1", validate=validate.Length(min=1)),
         "sandbox_smtp_port": env.int("SANDBOX_SMTP_PORT", 1025, validate=a_port),
         "default_smtp_url": env.str("DEFAULT_SMTP_URL", ""),
         "smtp_allowed_networks": env.networks("SMTP_ALLOWED_NETWORKS", ""),

@@ -156,8 +156,9 @@ APPEND_SLASH = True
 # Contract addresses of the API have no trailing slash; the admin's do.
 
 STATIC_URL = "/static/"
-# Served from the packages themselves: no collectstatic step to forget.
-WHITENOISE_USE_FINDERS = True
+# Served from the packages themselves: no collectstatic step to forget. An image has them collected and compressed.
+STATIC_ROOT = ENV.static_root
+WHITENOISE_USE_FINDERS = STATIC_ROOT is None
 
 USE_TZ = True
 TIME_ZONE = "UTC"
@@ -268,11 +269,14 @@ PUBLIC_URL = ENV.public_url
 WORKER_CONCURRENCY = ENV.worker_concurrency
 WORKER_CONNECTIONS = ENV.worker_connections
 WORKER_MAILS_PER_CONNECTION = ENV.worker_mails_per_connection
+SANDBOX_SMTP_HOST = ENV.sandbox_smtp_host
 SANDBOX_SMTP_PORT = ENV.sandbox_smtp_port
 #: What each worker knows and the ledger does not yet; docs/lifecycle.md, "When a worker dies".
 JOURNAL_DIR = ENV.data_dir.resolve() / "journal"
 #: What web processes share of the calls that they have counted.
 METRICS_DIR = ENV.data_dir.resolve() / "metrics"
+#: Where programs without a port show that they work (mailqueue/alive.py).
+HEARTBEAT_DIR = ENV.heartbeat_dir
 
 # Celery ---------------------------------------------------------------------------------------------
 # The bell may be lost at any time; these keep a lost or frozen Redis from blocking anyone
@@ -309,7 +313,7 @@ CELERY_RESULT_BACKEND = "config.results.Results"
 CELERY_RESULT_EXPIRES = timedelta(days=1)
 CELERY_RESULT_EXTENDED = True
 CELERY_TIMEZONE = "UTC"
-CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
+CELERY_BEAT_SCHEDULER = "mailqueue.beat:Scheduler"
 CELERY_BEAT_SCHEDULE = {
     "dispatch what is due": {"task": "mailqueue.dispatch_due", "schedule": 1.0},
     "send events to webhooks": {"task": "mailqueue.webhooks", "schedule": 1.0},

@@ -84,6 +84,7 @@ class Relay:
         lenient: bool = False,
         delay: float = 0,
         port: int = 0,
+        host: str = "127.0.0.1",
     ) -> None:
         """`users` makes it ask for a login; `certificate` makes it offer STARTTLS; `lenient` lets a bare LF or CR
         around the dot end a mail; `delay` (seconds) comes before each reply."""
@@ -95,7 +96,7 @@ class Relay:
             lenient,
             delay,
         )
-        self.port = port
+        self.port, self.host = port, host
         self.accepted: list[Accepted] = []
         self.sessions: list[Log] = []
         self._script: dict[tuple[str, str], deque[Reply]] = {}
@@ -157,7 +158,7 @@ class Relay:
 
     async def _serve(self) -> None:
         tls = self.certificate if self.implicit_tls else None
-        server = await asyncio.start_server(self._converse, "127.0.0.1", self.port, ssl=tls, backlog=1024)
+        server = await asyncio.start_server(self._converse, self.host, self.port, ssl=tls, backlog=1024)
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
         await self._stop.wait()

@@ -1,7 +1,7 @@
 """What one worker process knows about its mails and the ledger does not yet: an append-only file.
 
 A line before each final dot and one after its reply, in the kernel's hands (no fsync) before the worker goes on,
-so that they outlive a killed process. The next courier of this host reads what dead ones left (recovery.py).
+so that they outlive a killed process. The next courier of this machine reads what dead ones left (recovery.py).
 
     B boot-id                          the machine's start in which it was written
     C token                            mails are held under this claim token
@@ -203,15 +203,29 @@ def _token(text: str) -> uuid.UUID:
 
 
 def files_of(folder: Path, worker: str) -> list[Path]:
-    """The journals in the folder that are this worker's host's. Another host's may be alive, for on a shared
-    volume flock need not reach from one machine to the next."""
+    """The journals in the folder of this worker's host, and those written since this machine's start by any other
+    container, whose name may never come back. Another machine's may be alive, for on a shared volume flock need not
+    reach from one machine to the next."""
     host = worker.rpartition(":")[0]
-    ours = [path for path in sorted(folder.glob("*")) if _worker_of(path).rpartition(":")[0] == host]
+    ours = [
+        path
+        for path in sorted(folder.glob("*"))
+        if _worker_of(path).rpartition(":")[0] == host or _is_of_this_start(path)
+    ]
     for path in ours:
         with contextlib.suppress(FileNotFoundError):
             if path.suffix == _UNFINISHED and time.time() - path.stat().st_mtime > SURELY_ABANDONED:
                 path.unlink()
     return [path for path in ours if path.suffix == _FINISHED]
+
+
+def _is_of_this_start(path: Path) -> bool:
+    """Whether its first line names the start of the machine that we run on: there flock reaches everybody."""
+    try:
+        with path.open("rb") as file:
+            return boot_id() != "" and file.readline(100) == b"B %s\n" % boot_id().encode()
+    except FileNotFoundError:  # somebody has settled it meanwhile
+        return False
 
 
 def _worker_of(path: Path) -> str:

@@ -3,24 +3,14 @@
 import fcntl
 import json
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cryptography.fernet import Fernet
 from environs import EnvError, FileAwareEnv
 
+from mailqueue.embedded import secrets
 from mailqueue.embedded.process import CannotStartError
-
-#: Made once, then kept in DATA_DIR/secrets.
-_GENERATED = {
-    "SECRET_KEY": lambda: secrets.token_urlsafe(50),
-    "JWT_SIGNING_KEY": lambda: secrets.token_urlsafe(50),
-    "CREDENTIAL_KEYS": lambda: Fernet.generate_key().decode(),
-    "ADMIN_PASSWORD": lambda: secrets.token_hex(8),
-    "REDIS_PASSWORD": lambda: secrets.token_hex(16),
-}
 
 
 class Busy(Exception):  # noqa: N818 -- an answer, not a mishap
@@ -52,11 +42,12 @@ def complete(data: Path) -> dict[str, str]:
         "WORKER_CONCURRENCY": str(concurrency),
         "ADMIN_EMAIL": "admin@example.com",
         "LOG_FORMAT": "text",
+        "HEARTBEAT_DIR": str(data),
         "ALLOWED_HOSTS": "localhost,127.0.0.1,[::1]",
         "DEFAULT_SMTP_URL": f"smtp://127.0.0.1:{ports['SANDBOX_SMTP_PORT']}",
         "PUBLIC_URL": f"http://127.0.0.1:{ports['PORT']}",
         "SMTP_ALLOWED_NETWORKS": "127.0.0.0/8,::1/128",
-        **{name: _kept_secret(data / "secrets" / name) for name in _GENERATED},
+        **{name: secrets.kept(data / "secrets" / name) for name in secrets.GENERATED},
     }
     missing = {name: value for name, value in defaults.items() if not given(name)}
     return dict(os.environ) | missing | {"DATA_DIR": str(data), "PYTHONUNBUFFERED": "1"}
@@ -66,16 +57,6 @@ def value(env: dict[str, str], name: str) -> str:
     """A value that may have been mounted as a file."""
     file = os.environ.get(f"{name}_FILE")
     return Path(file).read_text().strip() if file else env[name]
-
-
-def _kept_secret(file: Path) -> str:
-    if not file.exists():
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        unfinished = file.with_suffix(".new")
-        unfinished.touch(mode=0o600)
-        unfinished.write_text(_GENERATED[file.name]())
-        unfinished.replace(file)
-    return file.read_text()
 
 
 @contextmanager

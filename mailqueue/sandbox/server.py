@@ -14,7 +14,6 @@ from mailqueue.delivery.replies import Fault
 from mailqueue.sandbox.inbox import Inbox, NotKeptError, received
 from tasks.states import Phase
 
-HOST = "127.0.0.1"
 #: More than the API takes: attachments of 10 MB, as base64, and two bodies.
 MAX_MAIL_BYTES = 20 * 1024 * 1024
 
@@ -78,7 +77,7 @@ def _welcome(*_: object) -> AuthResult:
     return AuthResult(success=True)
 
 
-async def serve(port: int, started: Callable[[], None]) -> None:
+async def serve(host: str, port: int, started: Callable[[], None]) -> None:
     """Until SIGTERM or SIGINT. OSError where the port is taken."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -98,7 +97,7 @@ async def serve(port: int, started: Callable[[], None]) -> None:
             loop=loop,
         )
 
-    server = await loop.create_server(session, HOST, port)
+    server = await loop.create_server(session, host, port)
     writer = asyncio.create_task(inbox.write_forever())
     started()
     stopped = asyncio.create_task(stop.wait())
@@ -110,6 +109,6 @@ async def serve(port: int, started: Callable[[], None]) -> None:
     await inbox.close()
 
 
-def run(port: int, started: Callable[[], None]) -> None:
+def run(host: str, port: int, started: Callable[[], None]) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(port, started))
+        runner.run(serve(host, port, started))

@@ -197,9 +197,19 @@ def test_a_living_workers_mails_are_left_alone(dead: Journal) -> None:
     assert row(mail).status == Status.PROCESSING
 
 
-def test_another_hosts_are_left_alone(own_journals: Path) -> None:
+def test_another_containers_of_this_machine_are_taken_over(own_journals: Path) -> None:
+    noted = Journal(own_journals, "a-container-that-never-comes-back:1")
+    mail = claimed(noted)
+    next_worker_starts(noted)
+    assert row(mail).status == Status.QUEUED
+    assert list(own_journals.iterdir()) == []
+
+
+def test_another_machines_are_left_alone(own_journals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "boot_id", lambda: "elsewhere")
     noted = Journal(own_journals, "elsewhere:1")
     mail = claimed(noted)
+    monkeypatch.setattr(journal, "boot_id", lambda: "here")
     next_worker_starts(noted)
     assert row(mail).status == Status.PROCESSING
     assert len(list(own_journals.iterdir())) == 1

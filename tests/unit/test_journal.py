@@ -234,15 +234,32 @@ def test_a_new_process_of_the_same_name_spoils_nothing(tmp_path: Path) -> None:
     assert len(files_of(tmp_path, WORKER)) == 2
 
 
-def test_other_hosts_files_are_not_touched(tmp_path: Path) -> None:
-    for worker in ("host:1", "host:22", "other:1", "a.host:1", "host.a:1"):
-        noted = Journal(tmp_path, worker)
+def workers_of(files: list[Path]) -> list[str]:
+    return sorted(path.name.rpartition(":")[0] for path in files)
+
+
+def journals_of(folder: Path, *workers: str) -> None:
+    for worker in workers:
+        noted = Journal(folder, worker)
         noted.claimed(TOKEN)
         noted.close()
-    assert sorted(path.name.rpartition(":")[0] for path in files_of(tmp_path, "host:3")) == [
-        "host:1",
-        "host:22",
-    ]
+
+
+@pytest.mark.parametrize("boot", ["another", ""])
+def test_another_machines_files_are_not_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot: str
+) -> None:
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(journal, "boot_id", lambda: boot)
+        journals_of(tmp_path, "host:1", "host:22", "other:1", "a.host:1", "host.a:1")
+    assert workers_of(files_of(tmp_path, "host:3")) == ["host:1", "host:22"]
+    monkeypatch.setattr(journal, "boot_id", lambda: "")  # which equals no other
+    assert workers_of(files_of(tmp_path, "host:3")) == ["host:1", "host:22"]
+
+
+def test_another_containers_files_on_the_same_machine_are_taken_over(tmp_path: Path) -> None:
+    journals_of(tmp_path, "host:1", "another-container:1")
+    assert workers_of(files_of(tmp_path, "third-container:1")) == ["another-container:1", "host:1"]
 
 
 def test_an_unfinished_file_is_never_read_and_goes_when_it_is_old(tmp_path: Path) -> None:

@@ -14,12 +14,10 @@ class Command(BaseCommand):
     help = "Takes mail for anyone by SMTP, so that it can be read at /sandbox/."
 
     def handle(self, **_: Any) -> None:
-        port = settings.SANDBOX_SMTP_PORT
+        host, port = settings.SANDBOX_SMTP_HOST, settings.SANDBOX_SMTP_PORT
         # aiosmtpd tells every command of every session.
         logging.getLogger("mail.log").setLevel(logging.ERROR)
         try:
-            server.run(port, lambda: self.stdout.write(f"taking mail at {server.HOST}:{port}"))
+            server.run(host, port, lambda: self.stdout.write(f"taking mail at {host}:{port}"))
         except OSError as error:
-            raise CommandError(
-                f"Cannot listen on {server.HOST}:{port} (SANDBOX_SMTP_PORT): {error}"
-            ) from error
+            raise CommandError(f"Cannot listen on {host}:{port} (SANDBOX_SMTP_PORT): {error}") from error
