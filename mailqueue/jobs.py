@@ -18,7 +18,7 @@ from celery.signals import (
 )
 from django.db import InterfaceError, OperationalError, close_old_connections
 
-from mailqueue import upkeep
+from mailqueue import done, upkeep
 from mailqueue.delivery.courier import Courier
 from mailqueue.delivery.hand import Report
 from mailqueue.otp import codes
@@ -27,7 +27,7 @@ from mailqueue.subscriptions.tick import tick
 from mailqueue.webhooks import endpoints
 from mailqueue.webhooks.fanout import fan_out
 from mailqueue.webhooks.sender import Sender
-from tasks import doorbell
+from tasks import doorbell, pruning
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +123,7 @@ def prune() -> dict[str, int]:
         "webhooks": endpoints.prune(),
         "codes": codes.prune(),
         "occurrences": deeds.prune(),
+        "done": pruning.prune(done.old(), "done_at"),
     }
 
 

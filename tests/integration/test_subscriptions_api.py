@@ -7,6 +7,7 @@ from django.test import Client
 from rest_framework.test import APIClient
 
 from accounts.models import User
+from mailqueue.done import DoneTask
 from mailqueue.subscriptions import contents, deeds, links, tick
 from mailqueue.subscriptions.models import Content, Policy, State, Subscription
 from tasks.models import MailTask
@@ -46,10 +47,10 @@ def test_subscribing_answers_with_its_subscription(api: APIClient, owner: User) 
     assert answer.json() == {
         "status": True,
         "msg": answer.json()["msg"],
-        "task_id": None,
+        "task_id": DoneTask.objects.get().pk,
         "subscription_id": found.pk,
     }
-    assert answer["Location"].endswith(f"{LIST}/{found.pk}")
+    assert answer["Location"].endswith(f"/api/v1/task/{answer.json()['task_id']}")
     assert "subscriptionContent" in answer.json()["msg"]
     assert not MailTask.objects.exists()
     shown = api.get(f"{LIST}/{found.pk}").json()
@@ -150,7 +151,8 @@ def test_unsubscribing_ends_what_is_named(api: APIClient, payload: dict[str, Any
     subscribed(client_of(UserFactory()), userId="jane@example.com")
     for _ in range(2):
         answer = call(api, "unsubscribe", payload)
-        assert (answer.status_code, answer.json()["status"], answer.json()["task_id"]) == (202, True, None)
+        assert (answer.status_code, answer.json()["status"]) == (202, True)
+        assert answer.json()["task_id"] == DoneTask.objects.latest("id").pk
     own = api.get(f"{LIST}?state=active").json()["results"]
     assert {each["content_type"] for each in own} == left
     assert Subscription.objects.filter(state=State.ACTIVE).count() == len(left) + 1
