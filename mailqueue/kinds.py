@@ -11,8 +11,8 @@ from accounts.api.serializers import Text
 from accounts.models import User
 from tasks.api.serializers import MailAddress, WholeNumber
 
-#: Retries are what follows the first try, and a mail has 20 tries at most.
-MOST_RETRIES = 19
+#: Retries are what follows the first try.
+MOST_RETRIES = 20
 #: How else a recipient may be called; the first of them that is there is taken.
 RECIPIENT = ("userId", "userEmail", "recipient", "recipient_email")
 
