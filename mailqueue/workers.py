@@ -46,7 +46,7 @@ _ALIVE = Q(heartbeat_at__gt=Now() - SILENT)
 
 
 class Worker(models.Model):
-    """A process that delivers, or sees to upkeep. One that ends in peace takes its row along; what is left is of the killed."""
+    """A process that delivers, or sees to upkeep. One that ends in peace takes its row along; the killed leave theirs."""
 
     id = models.BigAutoField(primary_key=True)
     #: Host and process id, as in Attempt.worker; a container that starts again may have the name of its last life.
