@@ -7,6 +7,10 @@ class MailqueueConfig(AppConfig):
     verbose_name = "Mail queue"
 
     def ready(self) -> None:
-        from mailqueue.checks import lease_outlasts_deadlines  # noqa: PLC0415 -- settings are read by then
+        from mailqueue.checks import (  # noqa: PLC0415 -- settings are read by then
+            lease_outlasts_deadlines,
+            one_click_is_https,
+        )
 
         checks.register(lease_outlasts_deadlines)
+        checks.register(one_click_is_https, deploy=True)

@@ -6,6 +6,19 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Warning  # noqa: A004 -- Django's name for it
 
 
+def one_click_is_https(**_: Any) -> list[CheckMessage]:
+    """RFC 8058, section 3.1: the address must be https, or mail programs show no button."""
+    if not settings.PUBLIC_URL.startswith("http:"):
+        return []
+    return [
+        Warning(
+            f"PUBLIC_URL is {settings.PUBLIC_URL}.",
+            hint="Mail programs show a button to unsubscribe for an https address only.",
+            id="mailqueue.W002",
+        )
+    ]
+
+
 def lease_outlasts_deadlines(**_: Any) -> list[CheckMessage]:
     """A worker renews its leases whenever a third of one has passed, so two thirds is what is left at worst when
     the database goes away; a transaction is cut off where the lease ends that it began with. A relay that may be

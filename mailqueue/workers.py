@@ -27,8 +27,8 @@ class WorkerQuerySet(models.QuerySet["Worker"]):
 
     def last_tick(self) -> float | None:
         """Seconds since beat was heard, give or take BEAT_EVERY; None if it has not been for long."""
-        found = self.filter(doing=UPKEEP).with_state().order_by("silence").first()
-        return found and max(0.0, found.silence.total_seconds())
+        found = self.filter(doing=UPKEEP).order_by("-heartbeat_at").with_state().first()
+        return None if found is None else max(0.0, found.silence.total_seconds())
 
     def with_state(self) -> Self:
         """Each with `state` and `silence`, by the database's clock."""
@@ -46,7 +46,7 @@ _ALIVE = Q(heartbeat_at__gt=Now() - SILENT)
 
 
 class Worker(models.Model):
-    """A process that delivers, or sees to upkeep. One that ends in peace takes its row along; the killed leave theirs."""
+    """A process that delivers, or sees to upkeep. Who ends in peace takes the row along; the killed leave theirs."""
 
     id = models.BigAutoField(primary_key=True)
     #: Host and process id, as in Attempt.worker; a container that starts again may have the name of its last life.

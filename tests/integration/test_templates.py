@@ -1,5 +1,6 @@
 """Templates over HTTP: kept, changed, read, tried out, and mails made from them."""
 
+import re
 from email import message_from_bytes, policy
 from typing import Any
 from urllib.parse import quote
@@ -87,6 +88,9 @@ def test_staff_see_what_a_template_says(api: APIClient, welcome: dict[str, Any])
     shown = staff.get(f"/admin/tasks/mailtemplate/{welcome['id']}/change/").content.decode()
     assert "Welcome, {{ name }}" in shown
     assert "&lt;p&gt;Hello &lt;b&gt;{{ name }}" in shown
+    (frame,) = re.findall(r"<iframe[^>]*>", shown)
+    assert 'sandbox=""' in frame
+    assert "default-src &#x27;none&#x27;" in frame
     assert (
         staff.post(f"/admin/tasks/mailtemplate/{welcome['id']}/delete/", {"post": "yes"}).status_code == 403
     )

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mailqueue.checks import lease_outlasts_deadlines
+from mailqueue.checks import lease_outlasts_deadlines, one_click_is_https
 from mailqueue.delivery import smtp
 from tasks.states import Phase
 
@@ -25,7 +25,20 @@ def test_the_longest_deadline_counts(settings: Any, monkeypatch: pytest.MonkeyPa
     assert "900" in warning.hint
 
 
-def test_it_is_registered() -> None:
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [("", []), ("https://mail.example.com", []), ("http://mail.example.com", ["mailqueue.W002"])],
+)
+def test_a_link_to_unsubscribe_that_mail_programs_pass_over_is_told(
+    settings: Any, url: str, told: list[str]
+) -> None:
+    settings.PUBLIC_URL = url
+    assert [warning.id for warning in one_click_is_https()] == told
+
+
+def test_they_are_registered() -> None:
     from django.core.checks.registry import registry
 
     assert lease_outlasts_deadlines in registry.get_checks()
+    assert one_click_is_https not in registry.get_checks()  # `make run` has no TLS
+    assert one_click_is_https in registry.get_checks(include_deployment_checks=True)
