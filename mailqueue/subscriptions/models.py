@@ -148,6 +148,7 @@ class Outcome(models.IntegerChoices):
     QUEUED = 0, "queued"  # a mail was made: task_id
     NO_CONTENT = 1, "no_content"  # there was nothing to send
     MISSED = 2, "missed"  # too late for the policy `skip`
+    OVER_QUOTA = 3, "over_quota"  # the owner had no more mails that day
 
 
 class Occurrence(models.Model):
