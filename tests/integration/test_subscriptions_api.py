@@ -10,6 +10,7 @@ from accounts.models import User
 from mailqueue.done import DoneTask
 from mailqueue.subscriptions import contents, deeds, links, tick
 from mailqueue.subscriptions.models import Content, Policy, State, Subscription
+from tasks import versions
 from tasks.models import MailTask
 from tests.factories import UserFactory, client_of
 
@@ -285,7 +286,7 @@ def test_there_may_be_so_many(api: APIClient, owner: User, monkeypatch: pytest.M
 
 
 def test_the_last_versions_are_kept(owner: User, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contents, "VERSIONS_KEPT", 2)
+    monkeypatch.setattr(versions, "VERSIONS_KEPT", 2)
     contents.make(owner, "news", "1", "x")
     for number in (2, 3):
         contents.change(owner, "news", str(number), "x")
