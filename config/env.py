@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import dj_database_url
 from cryptography.fernet import Fernet
@@ -220,4 +221,7 @@ def read() -> Environment:
         found["database"] = dj_database_url.parse(found["database"])
     except ValueError as error:
         raise BadEnvironmentError(f"The environment is not usable. DATABASE_URL: {error}") from error
+    # Mail programs post to it, and nobody should have to say it twice.
+    if (host := urlsplit(found["public_url"]).hostname) and "*" not in found["allowed_hosts"]:
+        found["allowed_hosts"] = list(dict.fromkeys([*found["allowed_hosts"], host]))
     return Environment(**found)

@@ -14,7 +14,7 @@ from mailqueue import dashboard
 from mailqueue.otp.api import VerifyView
 from mailqueue.subscriptions.api import ContentsView
 from mailqueue.subscriptions.pages import unsubscribe
-from mailqueue.typed import TypedTaskView
+from mailqueue.typed import AnyTaskView, CancelAnyView, ResolveAnyView, RetryAnyView, TypedTaskView
 from tasks.api import suppressions, templates
 
 handler400 = "accounts.api.problems.bad_request"
@@ -41,6 +41,10 @@ urlpatterns = [
     path("api/v1/task/", TypedTaskView.as_view()),
     # The same without the slash: a redirect would lose the body.
     path("api/v1/task", TypedTaskView.as_view(schema=None)),
+    path("api/v1/task/<int:pk>", AnyTaskView.as_view(), name="task"),
+    path("api/v1/task/<int:pk>/cancel", CancelAnyView.as_view()),
+    path("api/v1/task/<int:pk>/retry", RetryAnyView.as_view()),
+    path("api/v1/task/<int:pk>/resolve", ResolveAnyView.as_view()),
     path("api/v1/task/verify", VerifyView.as_view()),
     path("api/v1/workers", mailqueue_api.WorkersView.as_view()),
     path("api/v1/task/subscriptionContent", ContentsView.as_view()),

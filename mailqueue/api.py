@@ -128,7 +128,7 @@ class WorkersView(ListAPIView[Worker]):
     queryset = Worker.objects.none()
 
     def get_queryset(self) -> QuerySet[Worker]:
-        return Worker.objects.with_state()
+        return Worker.objects.delivering().with_state()
 
     @extend_schema(
         operation_id="workers_list",

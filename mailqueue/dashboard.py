@@ -47,7 +47,7 @@ def _is_staff(request: HttpRequest) -> bool:
 
 def _workers() -> list[dict[str, Any]]:
     """The gone first: that is what somebody should look after."""
-    found = Worker.objects.with_state().gone_first()[:SHOWN]
+    found = Worker.objects.delivering().with_state().gone_first()[:SHOWN]
     return [
         {
             "name": worker.name,

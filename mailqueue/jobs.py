@@ -1,5 +1,6 @@
 """Celery's entry points, a few lines each. What happens to a mail is decided on its row, not here."""
 
+import contextlib
 import logging
 import os
 import socket
@@ -16,9 +17,9 @@ from celery.signals import (
     worker_process_shutdown,
     worker_ready,
 )
-from django.db import InterfaceError, OperationalError, close_old_connections
+from django.db import DatabaseError, InterfaceError, OperationalError, close_old_connections
 
-from mailqueue import upkeep
+from mailqueue import done, upkeep, workers
 from mailqueue.delivery.courier import Courier
 from mailqueue.delivery.hand import Report
 from mailqueue.otp import codes
@@ -27,7 +28,7 @@ from mailqueue.subscriptions.tick import tick
 from mailqueue.webhooks import endpoints
 from mailqueue.webhooks.fanout import fan_out
 from mailqueue.webhooks.sender import Sender
-from tasks import doorbell
+from tasks import doorbell, pruning
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,11 @@ AWAY = (OperationalError, InterfaceError)
 @lru_cache
 def _courier() -> Courier:
     """This process's courier, started after the fork."""
-    return Courier(f"{socket.gethostname()}:{os.getpid()}").start()
+    return Courier(_name()).start()
+
+
+def _name() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 @shared_task(name="mailqueue.drain", bind=True, autoretry_for=AWAY, retry_backoff=True, retry_backoff_max=30)
@@ -80,8 +85,15 @@ def _hears(opens_in: float) -> bool:
     return doorbell.listen(min(LISTEN_SECONDS, max(opens_in, 0.01))) or opens_in <= LISTEN_SECONDS
 
 
+@lru_cache
+def _ticks() -> workers.Ticks:
+    """What this process hears of beat; begun after the fork."""
+    return workers.Ticks(_name())
+
+
 @shared_task(name="mailqueue.dispatch_due", bind=True)
 def dispatch_due(self: "Task[Any, Any]") -> dict[str, int]:
+    _ticks().heard()
     done = upkeep.dispatch_due()
     return _keep_if(self, done, worth=bool(done["expired"]))
 
@@ -123,6 +135,7 @@ def prune() -> dict[str, int]:
         "webhooks": endpoints.prune(),
         "codes": codes.prune(),
         "occurrences": deeds.prune(),
+        "done": pruning.prune(done.old(), "done_at"),
     }
 
 
@@ -168,3 +181,6 @@ def _finish(**_signal: Any) -> None:
         _courier().stop(GRACE_SECONDS)
     if _sender.cache_info().currsize:
         _sender().stop(WEBHOOK_GRACE_SECONDS)
+    if _ticks.cache_info().currsize:
+        with contextlib.suppress(DatabaseError):
+            workers.leave(_ticks().worker)

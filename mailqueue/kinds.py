@@ -11,8 +11,8 @@ from accounts.api.serializers import Text
 from accounts.models import User
 from tasks.api.serializers import MailAddress, WholeNumber
 
-#: Retries are what follows the first try, and a mail has 20 tries at most.
-MOST_RETRIES = 19
+#: Retries are what follows the first try.
+MOST_RETRIES = 20
 #: How else a recipient may be called; the first of them that is there is taken.
 RECIPIENT = ("userId", "userEmail", "recipient", "recipient_email")
 
@@ -66,10 +66,9 @@ class TypedTask(serializers.Serializer[Any]):
 
 
 class Done(NamedTuple):
-    """What became of a typed task: the id of the mail, if one was made, and a sentence for people; and of the
-    subscription that it was about."""
+    """What became of a typed task: its id, and a sentence for people; and of the subscription that it was about."""
 
-    task_id: int | None
+    task_id: int
     message: str
     subscription_id: int | None = None
 
@@ -83,7 +82,7 @@ class Kind(NamedTuple):
 
     serializer: type[TypedTask]
     verb: Verb
-    #: How many mails it makes, for the quota; one that makes none is about a subscription.
+    #: How many mails it makes, for the quota; one that makes none is about a subscription, and done at once.
     mails: int = 1
 
 

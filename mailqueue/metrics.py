@@ -31,7 +31,7 @@ class Ledger(Collector):
     def collect(self) -> Iterator[Metric]:
         with transaction.atomic():
             figures, (due, age) = counters.figures(), ledger.due()
-            workers = Worker.objects.alive().count()
+            workers = Worker.objects.delivering().alive().count()
         yield from _states(figures)
         yield GaugeMetricFamily(
             "mailqueue_due",
@@ -111,7 +111,7 @@ def stats() -> dict[str, Any]:
     with transaction.atomic():
         figures, (due, age) = counters.figures(), ledger.due()
         last_hour = counters.minutes(AN_HOUR)
-        workers = Worker.objects.alive().count()
+        workers, last_tick = Worker.objects.delivering().alive().count(), Worker.objects.last_tick()
     states = {status.label: figures.in_state(status) for status in Status}
     latency = _together(list(last_hour.values()))
     return {
@@ -126,6 +126,7 @@ def stats() -> dict[str, Any]:
         "latency_p95_seconds": _rounded(percentile(latency, 0.95)),
         "attempts": {outcome.label: figures.attempts(outcome) for outcome in Outcome},
         "workers": workers,
+        "last_tick_seconds": _rounded(last_tick),
     }
 
 

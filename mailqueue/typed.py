@@ -1,27 +1,38 @@
-"""POST /task/: tasks of several types. A feature adds its type to KINDS."""
+"""POST /task/: tasks of several types, and what became of each. A feature adds its type to KINDS."""
 
 from typing import Any
 
+from django.http import Http404
 from django.urls import reverse
 from drf_spectacular.utils import OpenApiExample, PolymorphicProxySerializer, extend_schema
 from rest_framework import serializers
 from rest_framework.exceptions import ValidationError
+from rest_framework.permissions import SAFE_METHODS
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from accounts.api.problems import documented
+from accounts.api.problems import Conflict, documented
 from accounts.api.serializers import Text
 from accounts.api.throttling import EnqueueThrottle, within_quota
 from accounts.models import User
+from mailqueue.done import DoneTask
 from mailqueue.kinds import Done, Kind, OneWord, ToSomebody, TypedTask, max_tries, metadata
 from mailqueue.otp.api import A_CODE, GENERATE_OTP
 from mailqueue.subscriptions.api import SUBSCRIBE, UNSUBSCRIBE
 from mailqueue.subscriptions.fields import A_CRON_LINE, A_SUBSCRIBE, AN_UNSUBSCRIBE, SUBSCRIBED
 from tasks import headers, submission
 from tasks.api.once import ONCE, once
-from tasks.api.serializers import LONGEST_BODY
-from tasks.api.views import LOCATION, open_account, owner_of
+from tasks.api.serializers import LONGEST_BODY, TaskDetailSerializer
+from tasks.api.views import (
+    LOCATION,
+    CancelView,
+    ResolveView,
+    RetryView,
+    TaskView,
+    open_account,
+    owner_of,
+)
 from tasks.plain_text import is_html, text_of
 from tasks.states import Status
 
@@ -82,7 +93,7 @@ KINDS: dict[str, Kind] = {
 class TakenSerializer(serializers.Serializer[Any]):
     status = serializers.BooleanField()
     msg = serializers.CharField(help_text="a sentence for people")
-    task_id = serializers.IntegerField(allow_null=True, help_text="of the mail; null where none is made yet")
+    task_id = serializers.IntegerField(help_text="to look it up by: `GET /api/v1/task/{id}`")
     subscription_id = serializers.IntegerField(
         allow_null=True, required=False, help_text="of `subscribe`, and of `unsubscribe` where it ended one"
     )
@@ -133,8 +144,7 @@ class TypedTaskView(APIView):
             complaint = "A dry run is made of a plain mail: POST /api/v1/task/enqueue."
             raise ValidationError({"dry_run": [complaint]}, "not_for_typed_tasks")
         answer = once(request, lambda: self._take(request), 202)
-        if address := _address(answer.data):
-            answer["Location"] = request.build_absolute_uri(address)
+        answer["Location"] = request.build_absolute_uri(reverse("task", args=[answer.data["task_id"]]))
         return answer
 
     def _take(self, request: Request) -> dict[str, Any]:
@@ -147,14 +157,6 @@ class TypedTaskView(APIView):
         return taken if kind.mails else taken | {"subscription_id": done.subscription_id}
 
 
-def _address(taken: dict[str, Any]) -> str:
-    """Where to see what became of it."""
-    if taken["task_id"] is not None:
-        return reverse("task", args=[taken["task_id"]])
-    pk = taken["subscription_id"]
-    return f"/api/v1/subscriptions/{pk}" if pk else ""
-
-
 def _kind_of(data: Any) -> Kind:
     if "type" not in data:
         raise ValidationError({"type": ["This field is required."]}, "required")
@@ -162,3 +164,48 @@ def _kind_of(data: Any) -> Kind:
     if found is None:
         raise ValidationError({"type": [f"Must be one of {', '.join(KINDS)}."]}, "invalid_choice")
     return found
+
+
+# Looked up ----------------------------------------------------------------------------------------------
+
+
+class OrDone(APIView):
+    """A view of one mail that also knows the typed tasks which make none: they are shown in the same shape, and are
+    done, so that nothing is to be changed about them."""
+
+    #: The code of the 409.
+    refusal: str
+
+    def handle_exception(self, exc: Exception) -> Response:
+        found = _done(self.request, self.kwargs["pk"]) if isinstance(exc, Http404) else None
+        if found is None:
+            return super().handle_exception(exc)
+        if self.request.method in SAFE_METHODS:
+            return Response(_in_full(found))
+        complaint = "This task is done; it has made no mail, and there is nothing to change about it."
+        return super().handle_exception(Conflict(complaint, self.refusal))
+
+
+def _done(request: Request, pk: int) -> DoneTask | None:
+    return DoneTask.objects.filter(owner=owner_of(request), pk=pk).first()
+
+
+def _in_full(found: DoneTask) -> dict[str, Any]:
+    shown = TaskDetailSerializer(found.as_task(), context={"account": None}).data
+    return {**shown, "metadata": found.metadata()}
+
+
+class AnyTaskView(OrDone, TaskView):
+    refusal = "not_scheduled"
+
+
+class CancelAnyView(OrDone, CancelView):
+    refusal = "not_cancellable"
+
+
+class RetryAnyView(OrDone, RetryView):
+    refusal = "not_retryable"
+
+
+class ResolveAnyView(OrDone, ResolveView):
+    refusal = "not_uncertain"

@@ -8,7 +8,7 @@ from django.conf import settings
 from django.db.models.functions import Now
 from rest_framework_simplejwt.token_blacklist.models import OutstandingToken
 
-from tasks import counters, doorbell, events, idempotency, ledger
+from tasks import counters, doorbell, events, idempotency, ledger, pruning
 from tasks.models import Attempt, IdempotencyKey, MailContent, MailTask, OneTime, Tag
 from tasks.states import FINAL
 
@@ -63,13 +63,10 @@ def prune() -> int:
     """Deletes what came to its end MAIL_KEEP_DAYS ago, in bites; how many mails."""
     old = Now() - timedelta(days=settings.MAIL_KEEP_DAYS)
     total = 0
-    while ids := list(
-        MailTask.objects.filter(created_at__lt=old, finished_at__lt=old, status__in=FINAL)
-        .order_by("created_at")
-        .values_list("id", flat=True)[:BITE]
-    ):
+    ended = MailTask.objects.filter(created_at__lt=old, finished_at__lt=old, status__in=FINAL)
+    for ids in pruning.bites(ended, "created_at"):
         for rows in (Attempt, MailContent, OneTime, Tag):
-            rows.objects.filter(task_id__in=ids)._raw_delete(using="default")  # noqa: SLF001 -- no cascade to look up
+            pruning.delete_rows(rows.objects.filter(task_id__in=ids))
         ledger.forget(ids)
         total += len(ids)
     events.prune()

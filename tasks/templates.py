@@ -14,9 +14,10 @@ from accounts.models import User
 from tasks import headers
 from tasks.plain_text import text_of
 from tasks.template_language import Allowance, TemplateError, compiled, rendered
+from tasks.versions import Versioned
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-TEMPLATES_PER_OWNER, VERSIONS_KEPT = 200, 50
+TEMPLATES_PER_OWNER = 200
 #: Characters of each part, as written; and of what a text or HTML part becomes.
 LONGEST_PART, LONGEST_RESULT, LONGEST_SUBJECT = 100_000, 2_000_000, 998
 PARTS = ("subject", "body", "html_body")
@@ -56,15 +57,12 @@ class MailTemplates(models.QuerySet["MailTemplate"]):
         return found or (own.filter(pk=int(name)).first() if is_id else None)
 
 
-class MailTemplate(models.Model):
+class MailTemplate(Versioned):
     """A name, and how many versions it has had."""
 
     id = models.BigAutoField(primary_key=True)
     owner = models.ForeignKey(User, on_delete=models.CASCADE, related_name="+", db_index=False)
     name = models.CharField(max_length=64)
-    version = models.IntegerField(default=1)
-    created_at = models.DateTimeField(default=timezone.now)
-    updated_at = models.DateTimeField(default=timezone.now)
 
     objects: ClassVar[MailTemplates] = MailTemplates.as_manager()  # type: ignore[assignment]
 
@@ -75,19 +73,6 @@ class MailTemplate(models.Model):
 
     def __str__(self) -> str:
         return self.name
-
-    def change(self, parts: dict[str, str]) -> "TemplateVersion":
-        """A new version; of the old ones the last VERSIONS_KEPT stay."""
-        with transaction.atomic():
-            locked = MailTemplate.objects.select_for_update().get(pk=self.pk)
-            self.version, self.updated_at = locked.version + 1, timezone.now()
-            self.save(update_fields=["version", "updated_at"])
-            self.versions.filter(number__lte=self.version - VERSIONS_KEPT).delete()
-            return self.versions.create(number=self.version, **parts)
-
-    def at(self, number: int | None) -> "TemplateVersion | None":
-        """One version; the newest for None."""
-        return self.versions.filter(number=number or self.version).first()
 
 
 class TemplateVersion(models.Model):

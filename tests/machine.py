@@ -120,11 +120,11 @@ class Machine:
     def start_worker(self, name: str = "worker", concurrency: int = 1) -> None:
         self._start(name, *_WORKER, "-Q", "drain", "--concurrency", str(concurrency), "-n", f"{name}@%h")
 
-    def start_upkeep(self) -> None:
-        self._start("upkeep", *_WORKER, "-Q", "upkeep", "--concurrency", "1", "-n", "upkeep@%h")
+    def start_upkeep(self, name: str = "upkeep") -> None:
+        self._start(name, *_WORKER, "-Q", "upkeep", "--concurrency", "1", "-n", f"{name}@%h")
 
-    def start_beat(self) -> None:
-        self._start("beat", *_CELERY, "beat", "--pidfile=")
+    def start_beat(self, name: str = "beat") -> None:
+        self._start(name, *_CELERY, "beat", "--pidfile=")
 
     def start_all(self) -> Self:
         """Whatever does not run yet; returns when the web answers and the workers take jobs."""

@@ -44,11 +44,23 @@ class BoundedJSONParser(BaseParser):
 
 
 def refuse_unstorable(data: Mapping[str, Any]) -> None:
-    """ValidationError that names every field which the database could not keep."""
-    unstorable = [key for key, value in data.items() if _is_unstorable(key) or _is_unstorable(value)]
+    """ValidationError that names every field which the database could not keep; of an object, its own field."""
+    unstorable = [
+        f"{key}.{inner}" if inner else key
+        for key, value in data.items()
+        if _is_unstorable(key) or _is_unstorable(value)
+        for inner in (_fields_at_fault(value) or [""])
+    ]
     if unstorable:
         complaint = "Must not hold NUL characters, unpaired surrogates, or deep nesting."
         raise ValidationError({printable(key): [complaint] for key in unstorable}, "unstorable")
+
+
+def _fields_at_fault(value: Any) -> list[str]:
+    """Those of an object; none where it is one of their names, which could not be shown as a path."""
+    if not isinstance(value, dict) or any(_is_unstorable(name) for name in value):
+        return []
+    return [name for name, each in value.items() if _is_unstorable(each)]
 
 
 def printable(text: str) -> str:

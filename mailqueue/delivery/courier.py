@@ -54,6 +54,9 @@ BETWEEN_CLAIMS = 0.01
 PAUSE_BETWEEN_CLAIMS = 0.02
 #: How long (seconds) a worker that cannot write its journal claims nothing.
 UNWRITABLE_PAUSE = 2.0
+#: Attempts that went well are told at INFO up to so many a second, so that a call can be followed to its mail; beyond
+#: that, where there are thousands, at DEBUG.
+TOLD_A_SECOND = 20
 #: One claims while the other settles.
 LEDGER_THREADS = 2
 
@@ -76,6 +79,8 @@ class Courier:
         self._in_hand = self._sent = 0
         self._started_at = timezone.now()
         self._connections = 0
+        #: A second of the loop, and how many attempts that went well it has had.
+        self._told = (0, 0)
         #: Hands that have mails and no session, for want of a connection.
         self._queueing: deque[Hand] = deque()
         self._last_owner = 0
@@ -324,13 +329,19 @@ class Courier:
             )
 
     def _tell(self, mail: Claimed, answer: Answer, verdict: Verdict, duration_ms: int) -> None:
-        """To the log, with the id of the call that handed the mail over. What went well is told at DEBUG alone, for
-        there are thousands a second; what the relay said is on the task, for its owner to read."""
-        level = logging.DEBUG if verdict.meaning is Meaning.ACCEPTED else logging.INFO
+        """To the log, with the id of the call that handed the mail over; what the relay said is on the task, for its
+        owner to read."""
+        level = logging.DEBUG if verdict.meaning is Meaning.ACCEPTED and self._is_a_flood() else logging.INFO
         if logger.isEnabledFor(level):
             tried = {"task_id": mail.id, "request_id": mail.request_id, "number": mail.try_count}
             came = {"meaning": verdict.meaning.name.lower(), "phase": answer.phase.label, "code": answer.code}
             logger.log(level, "attempt", extra=tried | came | {"duration_ms": duration_ms})
+
+    def _is_a_flood(self) -> bool:
+        """Whether this second has had its TOLD_A_SECOND of what went well."""
+        second = int(self._loop.time())
+        self._told = (second, self._told[1] + 1 if self._told[0] == second else 1)
+        return self._told[1] > TOLD_A_SECOND
 
     async def _transact(self, relay: Relay | None, mail: Claimed) -> Answer:
         """One transaction; a kept connection that turns out to be dead is replaced once."""

@@ -3,6 +3,7 @@
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from unfold.admin import TabularInline
@@ -11,36 +12,36 @@ from unfold.utils import display_for_label
 
 from mailqueue.subscriptions import deeds
 from mailqueue.subscriptions.models import Content, Occurrence, State, Subscription, SubscriptionQuerySet
-from tasks.admin import LongList, ReadOnly, preformatted
+from tasks.admin import LongList, ReadOnly, framed, preformatted
 from tasks.plain_text import is_html
 
 COLOURS = {State.ACTIVE.label: "success", State.PAUSED.label: "warning", State.ENDED.label: "default"}
-#: Nothing in a content may run or load anything here: of a frame without rights, by a policy of its own.
-_FRAME = (
-    '<iframe sandbox="" title="Preview" referrerpolicy="no-referrer" srcdoc="{}" '
-    'style="width: 100%; height: 24rem; border: 0; background: white; color-scheme: light"></iframe>'
-)
-_NOTHING_LOADS = (
-    '<meta http-equiv="Content-Security-Policy" '
-    "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
-)
 #: Longer contents are shown up to here, in characters.
 SHOWN = 100_000
 
 
 class OccurrenceInline(ReadOnly, TabularInline):
     model = Occurrence
-    fields = ("at", "outcome", "task_id")
+    fields = ("at", "outcome", "mail")
     readonly_fields = fields
     ordering = ("-at",)
     hide_title = True
     per_page = 10
 
+    @admin.display
+    def mail(self, occurrence: Occurrence) -> str:
+        if occurrence.task_id is None:
+            return "none"
+        address = reverse("admin:tasks_mailtask_change", args=[occurrence.task_id])
+        return format_html(
+            '<a class="text-primary-600 dark:text-primary-500" href="{}">{}</a>', address, occurrence.task_id
+        )
+
 
 @admin.register(Subscription)
 class SubscriptionAdmin(ReadOnly, LongList):
     list_display = (
-        "id", "owner", "recipient", "content_type", "line", "zone", "shown_state", "next_at",
+        "id", "owner", "recipient", "content_type", "line", "zone", "shown_state", "shown_next",
     )  # fmt: skip
     list_select_related = ("owner",)
     list_filter = (("state", ChoicesDropdownFilter),)
@@ -50,9 +51,10 @@ class SubscriptionAdmin(ReadOnly, LongList):
     fields = (
         ("owner", "recipient"),
         ("content_type", "name"),
-        ("line", "zone", "window"),
-        ("policy", "max_tries"),
-        ("shown_state", "created_at"),
+        ("line", "zone"),
+        ("window", "policy"),
+        ("max_tries", "created_at"),
+        "shown_state",
         "shown_times",
     )
     inlines = (OccurrenceInline,)
@@ -64,6 +66,11 @@ class SubscriptionAdmin(ReadOnly, LongList):
     @admin.display(description="state")
     def shown_state(self, subscription: Subscription) -> SafeString:
         return SafeString(display_for_label(State(subscription.state).label, "", COLOURS))
+
+    @admin.display(description="next (UTC)")
+    def shown_next(self, subscription: Subscription) -> str:
+        at = subscription.next_at
+        return format_html('<span class="whitespace-nowrap">{}</span>', f"{at:%Y-%m-%d %H:%M}" if at else "")
 
     @admin.display(description="next times (UTC)")
     def shown_times(self, subscription: Subscription) -> str:
@@ -106,7 +113,7 @@ class ContentAdmin(ReadOnly, LongList):
     @admin.display
     def preview(self, content: Content) -> SafeString:
         said = _newest(content, "content")[:SHOWN]
-        return format_html(_FRAME, f"{_NOTHING_LOADS}{said}") if is_html(said) else preformatted(said)
+        return framed(said) if is_html(said) else preformatted(said)
 
     @admin.display
     def source(self, content: Content) -> SafeString:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from django.db import transaction
 from django.db.models import F, QuerySet
 from drf_spectacular.utils import OpenApiResponse, extend_schema
 from rest_framework.exceptions import NotFound
@@ -12,6 +13,7 @@ from rest_framework.views import APIView
 
 from accounts.api.problems import Conflict, documented
 from accounts.models import User
+from mailqueue import done
 from mailqueue.kinds import Done, Kind, max_tries
 from mailqueue.subscriptions import contents, deeds
 from mailqueue.subscriptions.fields import (
@@ -37,6 +39,7 @@ from tasks.api.views import open_account, owner_of
 HAS_ENDED = "It has ended; its recipient may have said so. Subscribe them again if they ask for it."
 
 
+@transaction.atomic
 def subscribe(_view: APIView, owner: User, asked: dict[str, Any]) -> Done:
     payload = asked["payload"]
     subscription, is_new = deeds.subscribe(
@@ -50,16 +53,18 @@ def subscribe(_view: APIView, owner: User, asked: dict[str, Any]) -> Done:
     message = "Subscribed." if is_new else "The subscription is changed."
     if not Content.objects.filter(owner=owner, content_type=subscription.content_type).exists():
         message += " Nothing is sent until you have a subscriptionContent of this content_type."
-    return Done(None, message, subscription.pk)
+    return Done(done.note(owner, asked, subscription.pk), message, subscription.pk)
 
 
+@transaction.atomic
 def unsubscribe(_view: APIView, owner: User, asked: dict[str, Any]) -> Done:
     theirs = Subscription.objects.owned_by(owner).to(asked["payload"]["userId"])
     if "content_type" in asked["payload"]:
         theirs = theirs.filter(content_type=asked["payload"]["content_type"])
     ended = deeds.end(theirs)
     message = f"Unsubscribed from {len(ended)}." if ended else "There was nothing to unsubscribe from."
-    return Done(None, message, ended[0] if len(ended) == 1 else None)
+    subscription_id = ended[0] if len(ended) == 1 else None
+    return Done(done.note(owner, asked, subscription_id), message, subscription_id)
 
 
 SUBSCRIBE = Kind(SubscribeTask, subscribe, mails=0)

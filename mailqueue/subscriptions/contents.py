@@ -2,13 +2,12 @@
 
 from django.db import IntegrityError, transaction
 from django.db.models import F
-from django.utils import timezone
 
 from accounts.models import User
 from mailqueue.subscriptions.models import Content, ContentVersion
 from tasks.submission import AccountClosedError
 
-CONTENTS_PER_OWNER, VERSIONS_KEPT = 200, 50
+CONTENTS_PER_OWNER = 200
 
 
 class TooManyContentsError(Exception):
@@ -37,17 +36,14 @@ def make(owner: User, content_type: str, subject: str, content: str) -> ContentV
         raise TypeTakenError from error
 
 
-@transaction.atomic
 def change(owner: User, content_type: str, subject: str, content: str) -> ContentVersion:
-    """A new version; of the old ones the last VERSIONS_KEPT stay. Mails that are made from now on say it."""
-    found = Content.objects.select_for_update().filter(owner=owner, content_type=content_type).first()
-    if found is None:
-        raise UnknownTypeError
-    found.version += 1
-    found.updated_at = timezone.now()
-    found.save(update_fields=["version", "updated_at"])
-    found.versions.filter(number__lte=found.version - VERSIONS_KEPT).delete()
-    return found.versions.create(number=found.version, subject=subject, content=content)
+    """A new version. Mails that are made from now on say it."""
+    try:
+        found = Content.objects.get(owner=owner, content_type=content_type)
+        made: ContentVersion = found.change({"subject": subject, "content": content})
+    except Content.DoesNotExist as error:
+        raise UnknownTypeError from error
+    return made
 
 
 def newest(owner_id: int, types: set[str]) -> dict[str, ContentVersion]:

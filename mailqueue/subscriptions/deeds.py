@@ -11,16 +11,16 @@ from django.db import connection, transaction
 from django.db.models.functions import Now
 
 from accounts.models import User
+from mailqueue.done import DoneTask
 from mailqueue.subscriptions import schedule
 from mailqueue.subscriptions.models import Content, Occurrence, State, Subscription, SubscriptionQuerySet
-from tasks import ledger
+from tasks import ledger, pruning
 from tasks.models import MailTask
 from tasks.states import CancelReason
 from tasks.submission import AccountClosedError
 
 #: Of an ended subscription, so many of the last mails are cancelled if they still wait.
 _LAST_MAILS = 100
-_BITE = 1000
 
 
 class EndedError(Exception):
@@ -127,20 +127,13 @@ def forget_owner(user: User, **_signal: Any) -> None:
     theirs = Subscription.objects.owned_by(user)
     # Held first: the tick may just be writing an occurrence of one.
     ids = list(theirs.order_by("id").select_for_update().values_list("id", flat=True))
-    for rows in (Occurrence.objects.filter(subscription__in=ids), Subscription.objects.filter(id__in=ids)):
-        rows._raw_delete(using="default")  # noqa: SLF001 -- no cascade to look up
+    pruning.delete_rows(Occurrence.objects.filter(subscription__in=ids))
+    pruning.delete_rows(Subscription.objects.filter(id__in=ids))
     Content.objects.filter(owner=user).delete()
+    pruning.delete_rows(DoneTask.objects.filter(owner=user))
 
 
 def prune() -> int:
     """Lets go of occurrences that are older than their mails may be, in bites; how many."""
     old = Now() - timedelta(days=settings.MAIL_KEEP_DAYS)
-    total = 0
-    while ids := list(
-        Occurrence.objects.filter(created_at__lt=old)
-        .order_by("created_at")
-        .values_list("id", flat=True)[:_BITE]
-    ):
-        Occurrence.objects.filter(id__in=ids)._raw_delete(using="default")  # noqa: SLF001 -- no cascade to look up
-        total += len(ids)
-    return total
+    return pruning.prune(Occurrence.objects.filter(created_at__lt=old), "created_at")

@@ -53,7 +53,7 @@ AN_UNSUBSCRIBE = OpenApiExample(
 )
 SUBSCRIBED = OpenApiExample(
     "Subscribed",
-    {"status": True, "msg": "Subscribed.", "task_id": None, "subscription_id": 12},
+    {"status": True, "msg": "Subscribed.", "task_id": 4712, "subscription_id": 12},
     response_only=True,
     status_codes=["202"],
 )

@@ -12,19 +12,17 @@ from django.utils import timezone
 from accounts.models import User
 from mailqueue.subscriptions import schedule
 from mailqueue.subscriptions.schedule import Schedule
+from tasks.versions import Versioned
 
 LONGEST_TYPE = 100
 
 
-class Content(models.Model):
+class Content(Versioned):
     """What subscribers of one content type are sent. A change is a new version; the older ones stay to be read."""
 
     id = models.BigAutoField(primary_key=True)
     owner = models.ForeignKey(User, on_delete=models.CASCADE, related_name="+", db_index=False)
     content_type = models.CharField(max_length=LONGEST_TYPE)
-    version = models.IntegerField(default=1)
-    created_at = models.DateTimeField(default=timezone.now)
-    updated_at = models.DateTimeField(default=timezone.now)
 
     class Meta:
         indexes = [models.Index("owner", F("id").desc(), name="content_newest")]
@@ -148,6 +146,7 @@ class Outcome(models.IntegerChoices):
     QUEUED = 0, "queued"  # a mail was made: task_id
     NO_CONTENT = 1, "no_content"  # there was nothing to send
     MISSED = 2, "missed"  # too late for the policy `skip`
+    OVER_QUOTA = 3, "over_quota"  # the owner had no more mails that day
 
 
 class Occurrence(models.Model):

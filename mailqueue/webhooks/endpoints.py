@@ -12,7 +12,7 @@ from django.utils import timezone
 from accounts.models import User
 from mailqueue.webhooks.models import Delivery, Endpoint
 from mailqueue.webhooks.signing import new_secret
-from tasks import events
+from tasks import events, pruning
 from tasks.submission import AccountClosedError
 
 logger = logging.getLogger(__name__)
@@ -95,16 +95,8 @@ def forget_owner(user: User, **_signal: Any) -> None:
 
 def prune() -> int:
     """Lets go of what is older than KEPT, in bites; how many deliveries."""
-    total = 0
-    while ids := list(
-        Delivery.objects.filter(created_at__lt=Now() - KEPT)
-        .order_by("created_at")
-        .values_list("id", flat=True)[:BITE]
-    ):
-        Delivery.objects.filter(id__in=ids)._raw_delete(using="default")  # noqa: SLF001 -- no cascade to look up
-        total += len(ids)
-    return total
+    return pruning.prune(Delivery.objects.filter(created_at__lt=Now() - KEPT), "created_at")
 
 
 #: A delivery may be looked at and replayed for so long from its event on. Its tries end long before.
-KEPT, BITE = timedelta(days=14), 1000
+KEPT = timedelta(days=14)

@@ -185,7 +185,7 @@ def _own(request: Request, name: str) -> MailTemplate:
 
 
 def _version(template: MailTemplate, number: int | None) -> TemplateVersion:
-    found = template.at(number)
+    found: TemplateVersion | None = template.at(number)
     if found is None:
         raise NotFound
     return found
@@ -193,9 +193,10 @@ def _version(template: MailTemplate, number: int | None) -> TemplateVersion:
 
 def _changed(template: MailTemplate, parts: dict[str, str]) -> TemplateVersion:
     try:
-        return template.change(parts)
+        made: TemplateVersion = template.change(parts)
     except MailTemplate.DoesNotExist as error:  # deleted meanwhile
         raise NotFound from error
+    return made
 
 
 class TemplateView(APIView):

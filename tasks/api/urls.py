@@ -11,10 +11,6 @@ urlpatterns = [
     path("bulk", BulkView.as_view()),
     path("queue", views.QueueView.as_view()),
     path("queue/fail", views.FailedQueueView.as_view()),
-    path("<int:pk>", views.TaskView.as_view(), name="task"),
     path("events", EventsView.as_view()),
     path("<int:pk>/events", TaskEventsView.as_view()),
-    path("<int:pk>/cancel", views.CancelView.as_view()),
-    path("<int:pk>/retry", views.RetryView.as_view()),
-    path("<int:pk>/resolve", views.ResolveView.as_view()),
 ]

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from pytest_django.live_server_helper import LiveServer
 
 from mailqueue.embedded.process import ROOT
-from mailqueue.workers import Worker, beat
+from mailqueue.workers import Ticks, Worker, beat
 from tasks import counters
 from tests.factories import PASSWORD, UserFactory, client_of
 from tests.machine import Machine, own_database, until
@@ -109,6 +109,10 @@ def test_it_shows_what_is_there_and_what_comes(page: Page, live_server: LiveServ
     expect(number(page, "scheduled")).to_have_text("1")
     expect(worker(page, "mail-1:41")).to_contain_text("1,234", timeout=SOON)
     expect(page.get_by_text("No worker is alive")).to_be_hidden()
+    expect(page.get_by_text("Beat or the upkeep worker is not running")).to_be_visible()
+    Ticks("mail-1:42").heard()
+    expect(page.get_by_text("Beat or the upkeep worker is not running")).to_be_hidden(timeout=SOON)
+    expect(worker(page, "mail-1:42")).to_have_count(0)  # it delivers nothing
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert [url for url in asked if not url.startswith(live_server.url)] == []
     assert said == []  # nor has the policy anything to complain of

@@ -60,6 +60,21 @@ def test_a_mail_that_always_fails_is_cancelled_after_its_last_try(relay: Relay, 
     assert not relay.accepted
 
 
+@pytest.mark.parametrize("retries", [0, 2])
+@pytest.mark.parametrize("kind", ["message", "generateOtp"])
+def test_a_typed_task_is_tried_so_often_again_as_it_says(
+    relay: Relay, sender: Sender, kind: str, retries: int
+) -> None:
+    relay.always("rcpt", "451 4.3.0 later")
+    payload = {"userId": "jane@example.com"} | ({"subject": "x", "content": "x"} if kind == "message" else {})
+    asked = {"type": kind, "retries": retries, "payload": payload}
+    answer = sender._web.post("/task/", json=asked, headers=sender._headers).raise_for_status().json()
+    task = sender.until(answer["task_id"], "cancelled")
+    assert (task["cancel_reason"], history(task)) == ("exhausted", [("temporary", 451)] * (retries + 1))
+    assert sum(command.startswith("RCPT") for command in relay.commands()) == retries + 1
+    assert not relay.accepted
+
+
 def test_a_recipient_that_does_not_exist_is_cancelled_at_once(relay: Relay, sender: Sender) -> None:
     relay.always("rcpt", "550 5.1.1 no such user", to="jane@example.com")
     pk = sender.enqueue()

@@ -27,6 +27,7 @@ from tests.bench.process import NotMeasuredError
 from tests.bench.secured import SECURED
 from tests.bench.singles import SINGLES
 from tests.bench.slow import SLOW
+from tests.bench.subscribers import SubscribersAtOnce
 from tests.bench.times import TIMES
 
 ROWS: list[Row] = [
@@ -38,6 +39,7 @@ ROWS: list[Row] = [
     *SECURED,
     *SLOW,
     *CROWD,
+    SubscribersAtOnce(),
     *TIMES,
     *MACHINES,
     *LIVE,

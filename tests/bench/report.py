@@ -83,6 +83,7 @@ TARGETS = [
     Target("the same, relay of 100 ms", "otp-bulk-slow", "p95 ms", 1000, 500),
     Target("another's relay hangs: p95 / unloaded", "neighbour", "default x unloaded", 2, 1.2),
     Target("another's relay hangs: a code's p95 / unloaded", "neighbour", "otp x unloaded", 2, 1.2),
+    Target("a code while 100,000 subscriptions are due, p95 ms", "subscribers", "meanwhile p95 ms", 300, 100),
     Target("100 mails at 5 a second: s longer than that takes", "limited", "s too long", 3, 1),
     Target("scheduled mail: lateness p99, s", "scheduled", "p99 s", 2, 1),
     Target("two worker machines / one", "ours-machines-2", "mails/s", 1.6, 1.9, "ours-machines-1"),

@@ -51,7 +51,7 @@ def _default(call: ast.Call) -> str:
     value = ast.literal_eval(given)
     if isinstance(value, list):
         value = ",".join(map(str, value))
-    return "false" if value is False else str(value) or "none"
+    return "false" if value is False else "none" if value is None else str(value) or "none"
 
 
 def test_every_variable_stands_there_with_its_default() -> None:

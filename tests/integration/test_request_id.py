@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from accounts.models import User
+from mailqueue.delivery import courier as couriers
 from mailqueue.delivery.courier import Courier
 from tasks.models import MailTask
 from tests.factories import client_of, make_due, sending_user
@@ -56,14 +58,30 @@ def test_it_stands_in_the_log_of_every_attempt(
     assert "secret" not in str([vars(record) for record in caplog.records])
 
 
-def test_what_went_well_is_told_at_debug_alone(
-    relay: Relay, owner: User, courier: Courier, caplog: pytest.LogCaptureFixture
+@pytest.fixture(params=[20, 0])
+def told_a_second(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(couriers, "TOLD_A_SECOND", request.param)
+    return int(request.param)
+
+
+def test_what_goes_well_is_told_unless_there_is_a_flood_of_it(
+    owner: User, courier: Courier, caplog: pytest.LogCaptureFixture, told_a_second: int
 ) -> None:
     with caplog.at_level(logging.INFO, "mailqueue.delivery.courier"):
-        client_of(owner).post("/api/v1/task/enqueue", MAIL, "json")
+        client_of(owner).post("/api/v1/task/enqueue", MAIL, "json", HTTP_X_REQUEST_ID="order-4713")
         courier.drain(60)
     assert MailTask.objects.get().attempts.exists()
-    assert attempts(caplog) == []
+    told = [each["request_id"] for each in attempts(caplog)]
+    assert told == (["order-4713"] if told_a_second else [])
+
+
+def test_each_second_has_its_own_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(couriers, "TOLD_A_SECOND", 2)
+    clock = [7.0, 7.1, 7.2, 7.9, 8.0, 8.5, 8.9, 20.0]
+    times = iter(clock)
+    one: Any = SimpleNamespace(_told=(0, 0), _loop=SimpleNamespace(time=lambda: next(times)))
+    found = [Courier._is_a_flood(one) for _ in clock]
+    assert found == [False, False, True, True, False, False, True, False]
 
 
 def test_all_mails_of_a_batch_have_the_same(

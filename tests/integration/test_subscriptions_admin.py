@@ -44,7 +44,7 @@ def test_lists_and_pages_show_what_there_is(staff: Client, owner: User) -> None:
     assert "jane@example.com" in staff.get(LIST, {"q": owner.email}).content.decode()
     page = staff.get(f"{LIST}{one.pk}/change/").content.decode()
     assert "2031-01-02 00:00, 2031-01-03 00:00" in page
-    assert str(one.occurrences.get().task_id) in page
+    assert f'href="/admin/tasks/mailtask/{one.occurrences.get().task_id}/change/"' in page
     assert "news" in staff.get(CONTENTS).content.decode()
 
 

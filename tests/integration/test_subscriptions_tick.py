@@ -9,6 +9,7 @@ import pytest
 from django.db import connection, connections
 from django.utils import timezone
 
+from accounts import quota
 from accounts.models import User
 from mailqueue import jobs
 from mailqueue.subscriptions import contents, deeds, links, schedule
@@ -173,6 +174,36 @@ def test_a_year_over_both_changes_of_the_clock_has_each_time_once(owner: User, z
     assert found == expected[: len(found)]
     assert len(found) == len(set(found)) in (364, 365, 366)
     assert MailTask.objects.count() == len(found)
+
+
+# A day's quota ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("left", "sent"), [(5, 3), (3, 3), (2, 2), (0, 0)])
+def test_mails_count_for_the_quota_and_beyond_it_the_time_passes(owner: User, left: int, sent: int) -> None:
+    owner.daily_quota = 10
+    owner.save()
+    with quota.counted(owner, 10 - left):
+        pass
+    other = UserFactory()
+    contents.make(other, "news", "Other news", "Other.")
+    subscribed(other, "joe@example.com")
+    mine = [subscribed(owner, f"jane{number}@example.com") for number in range(3)]
+    assert tick(T) == 4
+    assert MailTask.objects.filter(owner=owner).count() == sent
+    assert MailTask.objects.filter(owner=other).count() == 1
+    outcomes = [one.occurrences.get().outcome for one in mine]
+    assert outcomes == [Outcome.QUEUED] * sent + [Outcome.OVER_QUOTA] * (3 - sent)
+    assert quota.used_today(owner, timezone.now()) == 10 - left + sent
+    assert tick(T) == 0
+
+
+def test_the_quota_of_all_counts_for_those_without_one_of_their_own(owner: User, settings: Any) -> None:
+    settings.MAIL_DAILY_QUOTA = 1
+    for number in range(2):
+        subscribed(owner, f"jane{number}@example.com")
+    tick(T)
+    assert MailTask.objects.count() == 1
 
 
 # Twice, dead, away --------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Templates over HTTP: kept, changed, read, tried out, and mails made from them."""
 
+import re
 from email import message_from_bytes, policy
 from typing import Any
 from urllib.parse import quote
@@ -8,7 +9,7 @@ import pytest
 from django.test import Client
 from rest_framework.test import APIClient
 
-from tasks import templates
+from tasks import templates, versions
 from tasks.models import MailTask, MailTemplate, TemplateVersion
 from tests.factories import UserFactory, client_of
 
@@ -87,6 +88,9 @@ def test_staff_see_what_a_template_says(api: APIClient, welcome: dict[str, Any])
     shown = staff.get(f"/admin/tasks/mailtemplate/{welcome['id']}/change/").content.decode()
     assert "Welcome, {{ name }}" in shown
     assert "&lt;p&gt;Hello &lt;b&gt;{{ name }}" in shown
+    (frame,) = re.findall(r"<iframe[^>]*>", shown)
+    assert 'sandbox=""' in frame
+    assert "default-src &#x27;none&#x27;" in frame
     assert (
         staff.post(f"/admin/tasks/mailtemplate/{welcome['id']}/delete/", {"post": "yes"}).status_code == 403
     )
@@ -95,7 +99,7 @@ def test_staff_see_what_a_template_says(api: APIClient, welcome: dict[str, Any])
 def test_the_oldest_versions_leave(
     api: APIClient, welcome: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(templates, "VERSIONS_KEPT", 2)
+    monkeypatch.setattr(versions, "VERSIONS_KEPT", 2)
     for _ in range(3):
         api.put(f"{TEMPLATES}/welcome", WELCOME, format="json")
     assert list(TemplateVersion.objects.order_by("number").values_list("number", flat=True)) == [3, 4]

@@ -1,12 +1,13 @@
 """Workers tell that they live; who falls silent is shown as gone, and who leaves is not."""
 
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
 import pytest
 from django.utils import timezone
 
-from mailqueue import workers
+from mailqueue import jobs, metrics, workers
 from mailqueue.delivery.courier import Courier
 from mailqueue.workers import Worker
 from tests.factories import UserFactory, client_of, sending_user
@@ -111,3 +112,31 @@ def test_a_courier_tells_what_it_has_in_hand_and_what_it_has_sent(
         until(lambda: [worker["sent"] for worker in listed()] == [3], "it tells what it has sent")
     finally:
         courier.stop(5)
+
+
+# Upkeep -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_upkeep_worker_tells_when_it_heard_beat_and_is_no_one_who_delivers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for other in ("_courier", "_sender"):  # which another test may have begun
+        monkeypatch.setattr(jobs, other, lru_cache(lambda: None))
+    assert metrics.stats()["last_tick_seconds"] is None
+    jobs._ticks.cache_clear()
+    try:
+        jobs.dispatch_due.apply()
+        told = metrics.stats()
+        assert told["last_tick_seconds"] >= 0
+        assert (told["workers"], listed()) == (0, [])
+        Worker.objects.update(heartbeat_at=timezone.now() - timedelta(minutes=2))
+        jobs.dispatch_due.apply()  # too soon for another row
+        assert metrics.stats()["last_tick_seconds"] >= 120
+        jobs._ticks()._beats_at = 0.0
+        jobs.dispatch_due.apply()
+        assert metrics.stats()["last_tick_seconds"] < 120
+        jobs._finish()
+        assert metrics.stats()["last_tick_seconds"] is None
+    finally:
+        jobs._ticks.cache_clear()

@@ -123,6 +123,27 @@ def test_an_address_may_end_in_a_slash_that_is_left_out(environment: pytest.Monk
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ({}, ["localhost", "127.0.0.1", "[::1]"]),
+        (
+            {"PUBLIC_URL": "https://Mail.example.com:8443"},
+            ["localhost", "127.0.0.1", "[::1]", "mail.example.com"],
+        ),
+        (
+            {"PUBLIC_URL": "https://mail.example.com", "ALLOWED_HOSTS": "mail.example.com,a.example"},
+            ["mail.example.com", "a.example"],
+        ),
+        ({"PUBLIC_URL": "https://mail.example.com", "ALLOWED_HOSTS": "*"}, ["*"]),
+    ],
+)
+def test_the_web_answers_under_the_name_that_recipients_are_given(
+    environment: pytest.MonkeyPatch, given: dict[str, str], names: list[str]
+) -> None:
+    assert read(environment, DEBUG="true", **ADDRESSES, **given).allowed_hosts == names
+
+
 def test_all_complaints_come_in_one_sentence(environment: pytest.MonkeyPatch) -> None:
     wrong = {"PORT": "eighty", "MAIL_MAX_TRIES": "0", "SMTP_ALLOWED_NETWORKS": "everywhere"}
     said = complaint(environment, **SECRETS | {"DATABASE_URL": ADDRESSES["DATABASE_URL"]} | wrong)

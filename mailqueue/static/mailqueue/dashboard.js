@@ -3,6 +3,8 @@
 
 const EVERY = 2000;
 const PATIENCE = 8000;
+// Seconds without a word of beat; a heartbeat is written every 10.
+const SILENT = 30;
 const SVG = "http://www.w3.org/2000/svg";
 const pulse = document.getElementById("pulse");
 let answered = null;
@@ -103,6 +105,9 @@ function show({ stats, curves, workers }) {
   const gone = workers.filter((worker) => worker.state === "gone").length;
   say("workers", `${whole(stats.workers)} alive${gone ? `, ${whole(gone)} gone` : ""}`);
   document.getElementById("nobody").hidden = stats.workers > 0;
+  const tick = stats.last_tick_seconds;
+  say("tick", tick === null ? "beat was not heard lately" : `beat was heard ${Math.round(tick)} s ago`);
+  document.getElementById("silence").hidden = tick !== null && tick < SILENT;
   const table = document.getElementById("workers");
   table.hidden = workers.length === 0;
   table.tBodies[0].replaceChildren(...workers.map(row));
