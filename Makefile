@@ -43,11 +43,42 @@ bench: .venv/installed-dev ## the benchmarks, side by side with what others do
 chaos: .venv/installed-dev ## the fault suite: every promise under every fault, some 90 minutes (SCALE=0.05 ARGS="--only C1")
 	@exec $(VENV) -m tests.chaos $(ARGS)
 
+# On Kubernetes: minikube, or OVERLAY=production and the like in the cluster that kubectl points at (deployment/).
+.PHONY: cluster apply hpa re delete clean all manifests
+cluster: ## start minikube, with metrics, ingress and enforced network policies (CPUS=4 MEMORY=6g)
+	@deployment/cluster start
+
+apply: ## build the image into minikube, make secrets once, migrate, start everything and wait for it
+	@deployment/cluster apply
+
+hpa: ## apply the autoscalers, wait until they have figures, and show them
+	@deployment/cluster hpa
+
+re: ## build anew, migrate, restart every part bit by bit and wait for it
+	@deployment/cluster re
+
+delete: ## take everything out of the cluster again, data included
+	@deployment/cluster delete
+
+clean: ## delete the minikube cluster
+	@deployment/cluster clean
+
+all: ## cluster, apply and hpa, one after the other
+	@$(MAKE) --no-print-directory cluster
+	@$(MAKE) --no-print-directory apply
+	@$(MAKE) --no-print-directory hpa
+
+manifests: .venv/installed-dev .local/checkov/installed ## what is in deployment/: schemas, Pod Security, network, checkov
+	@PATH="$$(.ci/get-kubectl):$$PATH" CI=true $(VENV) -m pytest tests/acceptance/test_manifests.py tests/acceptance/test_cluster_targets.py $(ARGS)
+	@PATH="$$(.ci/get-kubectl):$$PATH" .ci/check-manifests
+
 lock: .venv/installed-dev ## resolve pyproject.toml anew into requirements.txt and requirements-dev.txt
 	$(VENV) -m uv pip compile --universal --generate-hashes -p 3.11 --custom-compile-command "make lock" \
 	  pyproject.toml -o requirements.txt
 	$(VENV) -m uv pip compile --universal --generate-hashes -p 3.11 --custom-compile-command "make lock" \
 	  --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+	$(VENV) -m uv pip compile --universal --generate-hashes -p 3.11 --custom-compile-command "make lock" \
+	  .ci/checkov.in -o .ci/requirements-checkov.txt
 
 # The stamps: a second start installs nothing, a changed lock file does.
 .venv/installed: requirements.txt
@@ -59,4 +90,10 @@ lock: .venv/installed-dev ## resolve pyproject.toml anew into requirements.txt a
 
 .venv/installed-dev: requirements-dev.txt .venv/installed
 	$(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@
+
+# In a place of its own: it wants older versions of what we use ourselves.
+.local/checkov/installed: .ci/requirements-checkov.txt
+	$(PYTHON) -m venv .local/checkov
+	.local/checkov/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .ci/requirements-checkov.txt
 	@touch $@
