@@ -223,9 +223,9 @@ def test_who_does_not_read_is_dropped_and_who_reads_hears_all_of_it_once(
 
 def test_open_streams_are_counted_for_who_scales_them(machine: Machine, sender: Sender) -> None:
     until(lambda: _open(machine) == 0, "those of before have left")
-    with listening(machine, sender), listening(machine, sender) as second:
-        until(lambda: _open(machine) == 2, "two are open")
-        second.close()
+    with listening(machine, sender):
+        with listening(machine, sender):
+            until(lambda: _open(machine) == 2, "two are open")
         until(lambda: _open(machine) == 1, "one has left")
     until(lambda: _open(machine) == 0, "both have left")
 
