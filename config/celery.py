@@ -20,3 +20,4 @@ app.autodiscover_tasks(["mailqueue"], related_name="jobs")
 Channel.do_restore = False
 # Delivery goes on while the broker is away. By name, for only workers need Celery's worker in their memory.
 app.steps["worker"].add("mailqueue.standby:StandbyStep")
+app.steps["worker"].add("mailqueue.pulse:PulseStep")

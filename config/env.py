@@ -14,6 +14,8 @@ from cryptography.fernet import Fernet
 from environs import EnvValidationError, FileAwareEnv
 from marshmallow import ValidationError, validate
 
+from mailqueue import alive
+
 type_networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
 #: How many within how many seconds; None is no limit.
 pace = tuple[int, int] | None
@@ -38,6 +40,7 @@ class Environment:
     database: dict[str, Any]
     redis_url: str
     data_dir: Path
+    heartbeat_dir: Path
     port: int
     flower_port: int
     sandbox_smtp_port: int
@@ -146,6 +149,7 @@ def read() -> Environment:
         "database": env.str("DATABASE_URL", validate=validate.Length(min=1)),
         "redis_url": env.str("REDIS_URL", validate=validate.Length(min=1)),
         "data_dir": env.path("DATA_DIR", Path(".local")),
+        "heartbeat_dir": env.path("HEARTBEAT_DIR", alive.default_dir()),
         "port": env.int("PORT", 8000, validate=a_port),
         "flower_port": env.int("FLOWER_PORT", 5555, validate=a_port),
         "sandbox_smtp_port": env.int("SANDBOX_SMTP_PORT", 1025, validate=a_port),

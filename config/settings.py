@@ -267,6 +267,8 @@ SANDBOX_SMTP_PORT = ENV.sandbox_smtp_port
 JOURNAL_DIR = ENV.data_dir.resolve() / "journal"
 #: What web processes share of the calls that they have counted.
 METRICS_DIR = ENV.data_dir.resolve() / "metrics"
+#: Where programs without a port show that they work (mailqueue/alive.py).
+HEARTBEAT_DIR = ENV.heartbeat_dir
 
 # Celery ---------------------------------------------------------------------------------------------
 # The bell may be lost at any time; these keep a lost or frozen Redis from blocking anyone
@@ -303,7 +305,7 @@ CELERY_RESULT_BACKEND = "config.results.Results"
 CELERY_RESULT_EXPIRES = timedelta(days=1)
 CELERY_RESULT_EXTENDED = True
 CELERY_TIMEZONE = "UTC"
-CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
+CELERY_BEAT_SCHEDULER = "mailqueue.beat:Scheduler"
 CELERY_BEAT_SCHEDULE = {
     "dispatch what is due": {"task": "mailqueue.dispatch_due", "schedule": 1.0},
     "send events to webhooks": {"task": "mailqueue.webhooks", "schedule": 1.0},

@@ -90,6 +90,7 @@ class Machine:
             "DATABASE_URL": database,
             "REDIS_URL": self.redis.url,
             "DATA_DIR": str(folder / "data"),
+            "HEARTBEAT_DIR": str(folder),
             "DEBUG": "false",
             "SMTP_ALLOWED_NETWORKS": "127.0.0.0/8",
             "MAIL_RETRY_SCHEDULE": "1,2",

@@ -52,6 +52,7 @@ def complete(data: Path) -> dict[str, str]:
         "WORKER_CONCURRENCY": str(concurrency),
         "ADMIN_EMAIL": "admin@example.com",
         "LOG_FORMAT": "text",
+        "HEARTBEAT_DIR": str(data),
         "ALLOWED_HOSTS": "localhost,127.0.0.1,[::1]",
         "DEFAULT_SMTP_URL": f"smtp://127.0.0.1:{ports['SANDBOX_SMTP_PORT']}",
         "PUBLIC_URL": f"http://127.0.0.1:{ports['PORT']}",
