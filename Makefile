@@ -57,7 +57,7 @@ hpa: ## apply the autoscalers, wait until they have figures, and show them
 re: ## build anew, migrate, restart every part bit by bit and wait for it
 	@deployment/cluster re
 
-delete: ## take everything out of the cluster again, data included
+delete: ## take everything out of the cluster again, in minikube data included
 	@deployment/cluster delete
 
 clean: ## delete the minikube cluster
@@ -68,8 +68,7 @@ all: ## cluster, apply and hpa, one after the other
 	@$(MAKE) --no-print-directory apply
 	@$(MAKE) --no-print-directory hpa
 
-manifests: .venv/installed-dev .local/checkov/installed ## what is in deployment/: schemas, Pod Security, network, checkov
-	@PATH="$$(.ci/get-kubectl):$$PATH" CI=true $(VENV) -m pytest tests/acceptance/test_manifests.py tests/acceptance/test_cluster_targets.py $(ARGS)
+manifests: .venv/installed .local/checkov/installed ## checkov over what deployment/ renders (schemas and all else: make test)
 	@PATH="$$(.ci/get-kubectl):$$PATH" .ci/check-manifests
 
 lock: .venv/installed-dev ## resolve pyproject.toml anew into requirements.txt and requirements-dev.txt

@@ -22,6 +22,7 @@ case "$*" in
 esac
 case "$*" in *"$FAILS"*) exit 1 ;; esac
 """
+(VERSION,) = re.findall(r'^VERSION = "(.*)"$', (ROOT / "config/settings.py").read_text(), re.MULTILINE)
 TARGETS = ("cluster", "apply", "hpa", "re", "delete", "clean", "all")
 
 
@@ -93,7 +94,7 @@ STARTED = [
     "kubectl --namespace ingress-nginx rollout status deployment/ingress-nginx-controller --timeout 10m",
 ]
 APPLIED = [
-    "minikube image build --tag mailqueue:0.1.0 .",
+    f"minikube image build --tag mailqueue:{VERSION} .",
     "kubectl delete job migrate --ignore-not-found --wait",
     "kubectl apply --kustomize deployment/overlays/minikube",
     "kubectl wait --for condition=complete job/migrate --timeout 10m",
@@ -194,6 +195,12 @@ def test_another_overlay_goes_to_the_cluster_that_kubectl_points_at(desk: Desk) 
     assert "kubectl apply --kustomize deployment/overlays/production" in calls
     assert not any("--context" in call or "minikube" in call for call in calls)
     assert not desk.secrets.exists()
+
+
+def test_the_namespace_of_another_cluster_stays_for_it_holds_the_secret(desk: Desk) -> None:
+    desk.has("kubectl").make("delete", OVERLAY="production")
+    (call,) = desk.calls()
+    assert "--kustomize deployment/overlays/production --selector !pod-security.kubernetes.io/enforce" in call
 
 
 @pytest.mark.parametrize("target", ["cluster", "clean"])

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from pytest_django.fixtures import SettingsWrapper
 
 from accounts import guard
 from mailqueue.webhooks.places import ForbiddenPlaceError, Place
@@ -186,7 +185,7 @@ def test_relays_are_reached_on_their_ports(network: Network, address: str) -> No
         assert found == (ASKS_RELAYS if port in RELAY_PORTS else set()) | receivers, port
 
 
-def test_ports_of_relays_are_those_of_the_guard(settings: SettingsWrapper) -> None:
+def test_ports_of_relays_are_those_of_the_guard(settings: Any) -> None:
     assert set(settings.SMTP_ALLOWED_PORTS) == RELAY_PORTS
 
 
@@ -203,9 +202,7 @@ def test_receivers_of_webhooks_are_reached_on_the_ports_that_the_service_allows(
 
 
 @pytest.mark.parametrize("address", FORBIDDEN)
-def test_nobody_reaches_metadata_or_private_addresses(
-    network: Network, address: str, settings: SettingsWrapper
-) -> None:
+def test_nobody_reaches_metadata_or_private_addresses(network: Network, address: str, settings: Any) -> None:
     settings.SMTP_ALLOWED_NETWORKS = ()
     assert not guard.is_allowed(address)
     for pod in network.rendered.pods:
@@ -213,7 +210,7 @@ def test_nobody_reaches_metadata_or_private_addresses(
             assert not network.may_call(pod, address, port), (pod.name, port)
 
 
-def test_every_exception_is_one_of_the_guard_too(network: Network, settings: SettingsWrapper) -> None:
+def test_every_exception_is_one_of_the_guard_too(network: Network, settings: Any) -> None:
     """What the guard lets through, and the network does not, would wait and be tried again for nothing."""
     settings.SMTP_ALLOWED_NETWORKS = ()
     for policy in network.rendered.of("NetworkPolicy"):
