@@ -43,6 +43,24 @@ bench: .venv/installed-dev ## the benchmarks, side by side with what others do
 chaos: .venv/installed-dev ## the fault suite: every promise under every fault, some 90 minutes (SCALE=0.05 ARGS="--only C1")
 	@exec $(VENV) -m tests.chaos $(ARGS)
 
+lock: .venv/installed-dev ## resolve pyproject.toml anew into requirements.txt and requirements-dev.txt
+	$(VENV) -m uv pip compile --universal --generate-hashes -p 3.11 --custom-compile-command "make lock" \
+	  pyproject.toml -o requirements.txt
+	$(VENV) -m uv pip compile --universal --generate-hashes -p 3.11 --custom-compile-command "make lock" \
+	  --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
+
+# The stamps: a second start installs nothing, a changed lock file does.
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  "Python 3.11 or newer is needed, and $(PYTHON) is %d.%d: make PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv .venv
+	$(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	$(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@
+
 # On Kubernetes: minikube, or OVERLAY=production and the like in the cluster that kubectl points at (deployment/).
 .PHONY: cluster apply hpa re delete clean all manifests
 cluster: ## start minikube, with metrics, ingress and enforced network policies (CPUS=4 MEMORY=6g)
@@ -71,28 +89,14 @@ all: ## cluster, apply and hpa, one after the other
 manifests: .venv/installed .local/checkov/installed ## checkov over what deployment/ renders (schemas and all else: make test)
 	@PATH="$$(.ci/get-kubectl):$$PATH" .ci/check-manifests
 
-lock: .venv/installed-dev ## resolve pyproject.toml anew into requirements.txt and requirements-dev.txt
-	$(VENV) -m uv pip compile --universal --generate-hashes -p 3.11 --custom-compile-command "make lock" \
-	  pyproject.toml -o requirements.txt
-	$(VENV) -m uv pip compile --universal --generate-hashes -p 3.11 --custom-compile-command "make lock" \
-	  --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
-	$(VENV) -m uv pip compile --universal --generate-hashes -p 3.11 --custom-compile-command "make lock" \
-	  .ci/checkov.in -o .ci/requirements-checkov.txt
-
-# The stamps: a second start installs nothing, a changed lock file does.
-.venv/installed: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
-	  "Python 3.11 or newer is needed, and $(PYTHON) is %d.%d: make PYTHON=python3.12" % sys.version_info[:2])'
-	$(PYTHON) -m venv .venv
-	$(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
-	@touch $@
-
-.venv/installed-dev: requirements-dev.txt .venv/installed
-	$(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
-	@touch $@
-
 # In a place of its own: it wants older versions of what we use ourselves.
 .local/checkov/installed: .ci/requirements-checkov.txt
 	$(PYTHON) -m venv .local/checkov
 	.local/checkov/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .ci/requirements-checkov.txt
 	@touch $@
+
+.PHONY: _lock-checkov
+lock: _lock-checkov
+_lock-checkov: .venv/installed-dev
+	$(VENV) -m uv pip compile --universal --generate-hashes -p 3.11 --custom-compile-command "make lock" \
+	  .ci/checkov.in -o .ci/requirements-checkov.txt
