@@ -65,3 +65,43 @@ lock: .venv/installed-dev ## resolve pyproject.toml anew into requirements.txt, 
 .venv/installed-dev: requirements-dev.txt .venv/installed
 	$(VENV) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	@touch $@
+
+# On Kubernetes: minikube, or OVERLAY=production and the like in the cluster that kubectl points at (deployment/).
+.PHONY: cluster apply hpa re delete clean all manifests
+cluster: ## start minikube, with metrics, ingress and enforced network policies (CPUS=4 MEMORY=6g)
+	@deployment/cluster start
+
+apply: ## build the image into minikube, make secrets once, migrate, start everything and wait for it
+	@deployment/cluster apply
+
+hpa: ## apply the autoscalers, wait until they have figures, and show them
+	@deployment/cluster hpa
+
+re: ## build anew, migrate, restart every part bit by bit and wait for it
+	@deployment/cluster re
+
+delete: ## take everything out of the cluster again, in minikube data included
+	@deployment/cluster delete
+
+clean: ## delete the minikube cluster
+	@deployment/cluster clean
+
+all: ## cluster, apply and hpa, one after the other
+	@$(MAKE) --no-print-directory cluster
+	@$(MAKE) --no-print-directory apply
+	@$(MAKE) --no-print-directory hpa
+
+manifests: .venv/installed .local/checkov/installed ## checkov over what deployment/ renders (schemas and all else: make test)
+	@PATH="$$(.ci/get-kubectl):$$PATH" .ci/check-manifests
+
+# In a place of its own: it wants older versions of what we use ourselves.
+.local/checkov/installed: .ci/requirements-checkov.txt
+	$(PYTHON) -m venv .local/checkov
+	.local/checkov/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .ci/requirements-checkov.txt
+	@touch $@
+
+.PHONY: _lock-checkov
+lock: _lock-checkov
+_lock-checkov: .venv/installed-dev
+	$(VENV) -m uv pip compile --universal --generate-hashes -p 3.11 --custom-compile-command "make lock" \
+	  .ci/checkov.in -o .ci/requirements-checkov.txt

@@ -21,6 +21,7 @@ _UNICAST: Final = ipaddress.IPv6Network("2000::/3")
 _REFUSED: Final = tuple(
     ipaddress.ip_network(cidr)
     for cidr in (
+        "192.0.0.0/24",  # RFC 6890, of which older Pythons know a part; 192.0.0.192 was Oracle's metadata service
         "192.88.99.0/24",  # 6to4 relay anycast, RFC 7526
         "168.63.129.16/32",  # the metadata service of Azure
         "2002::/16",  # 6to4: an IPv4 address of any kind inside

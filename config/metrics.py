@@ -15,6 +15,7 @@ from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     disable_created_metrics,
     generate_latest,
@@ -39,6 +40,13 @@ _SECONDS = Histogram(
     ["method", "route"],
     buckets=_BOUNDS,
     registry=_HTTP,
+)
+#: By which a cluster scales them (deployment/).
+LIVE_STREAMS = Gauge(
+    "mailqueue_live_streams",
+    "Live streams that are open.",
+    registry=_HTTP,
+    multiprocess_mode="livesum",
 )
 
 

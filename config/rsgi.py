@@ -26,7 +26,8 @@ os.environ.setdefault("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
 from django.conf import settings
 from granian.rsgi import ProtocolClosed, ProtocolError  # type: ignore[attr-defined]  # RSGI's own names
 
-from config.wsgi import application as wsgi
+from config.wsgi import application as wsgi  # isort: skip -- it says where metrics are counted, before they are
+from config.metrics import LIVE_STREAMS
 from tasks.streams import STREAMS, LiveResponse
 
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ class Application:
                 return
             headers = [each for each in answer.headers if each[0] != "Content-Length"]
             transport = protocol.response_stream(answer.status, headers)
-            await STREAMS.serve(answer.live.stream, answer.body, transport, protocol)
+            with LIVE_STREAMS.track_inprogress():
+                await STREAMS.serve(answer.live.stream, answer.body, transport, protocol)
 
     async def _answer(self, scope: Any, protocol: Any) -> Answer:
         declared = scope.headers.get("content-length")

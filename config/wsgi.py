@@ -31,6 +31,10 @@ def _share_counts() -> None:
                 rmtree(folder, ignore_errors=True)
         ours = settings.METRICS_DIR / f"{host}:{os.getppid()}"
         ours.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # What one counted that has died counts on, but nothing of it lives any more.
+        for gauge in ours.glob("gauge_live*_*.db"):
+            if not _lives(gauge.stem.rpartition("_")[2]):
+                gauge.unlink(missing_ok=True)
     except OSError:
         return
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(ours)

@@ -1,6 +1,7 @@
 """Live status over real sockets: in order, once, to its owner; over lost connections, processes and databases."""
 
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -218,3 +219,18 @@ def test_who_does_not_read_is_dropped_and_who_reads_hears_all_of_it_once(
         given = b"".join(iter(lambda: silent.recv(65_536), b""))
     assert 500_000 < len(given) < 1_500_000
     assert b"event: task.queued" in given
+
+
+def test_open_streams_are_counted_for_who_scales_them(machine: Machine, sender: Sender) -> None:
+    until(lambda: _open(machine) == 0, "those of before have left")
+    with listening(machine, sender):
+        with listening(machine, sender):
+            until(lambda: _open(machine) == 2, "two are open")
+        until(lambda: _open(machine) == 1, "one has left")
+    until(lambda: _open(machine) == 0, "both have left")
+
+
+def _open(machine: Machine) -> float:
+    text = httpx.get(f"http://127.0.0.1:{machine.port}/metrics", timeout=30).text
+    (value,) = re.findall(r"^mailqueue_live_streams (.*)$", text, re.MULTILINE)
+    return float(value)

@@ -186,6 +186,7 @@ for _ in range(int(sys.argv[2])):
     request.resolver_match = None
     counting(request)
 from config import metrics
+metrics.LIVE_STREAMS.inc()
 from prometheus_client import generate_latest, CollectorRegistry
 metrics._LEDGER = CollectorRegistry()  # no database in here
 print(metrics.metrics(None).content.decode())
@@ -196,8 +197,8 @@ os.kill(os.getpid(), 9)
 
 @pytest.fixture
 def web_process(tmp_path: Path) -> Any:
-    def run(parent: int, calls: int) -> float:
-        """What a process of that parent tells after so many calls; then it is killed."""
+    def run(parent: int, calls: int, name: str = "mailqueue_http_requests_total") -> float:
+        """What a process of that parent, with a live stream, tells after so many calls; then it is killed."""
         env = os.environ | {"DATA_DIR": str(tmp_path), "DEBUG": "true"}
         env.pop("PROMETHEUS_MULTIPROC_DIR", None)
         command = [sys.executable, "-c", _A_WEB_PROCESS, str(parent), str(calls)]
@@ -206,7 +207,7 @@ def web_process(tmp_path: Path) -> Any:
             sample.value
             for family in text_string_to_metric_families(done.stdout)
             for sample in family.samples
-            if sample.name == "mailqueue_http_requests_total"
+            if sample.name == name
         ]
         assert len(found) == 1, done.stdout
         return found[0]
@@ -218,6 +219,12 @@ def test_processes_of_one_web_tell_of_all_its_calls_the_killed_ones_too(web_proc
     alive = os.getpid()
     assert web_process(alive, 3) == 3
     assert web_process(alive, 4) == 7
+
+
+def test_live_streams_of_a_killed_process_are_over(web_process: Any) -> None:
+    alive = os.getpid()
+    for _ in range(2):
+        assert web_process(alive, 1, "mailqueue_live_streams") == 1
 
 
 def test_a_web_that_starts_anew_counts_anew(web_process: Any, tmp_path: Path) -> None:

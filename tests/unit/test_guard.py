@@ -22,6 +22,7 @@ FORBIDDEN = [
     "192.168.1.1",
     "169.254.169.254",  # metadata: AWS, GCP, Azure
     "100.100.100.200",  # metadata: Alibaba, inside CGNAT
+    "192.0.0.192",  # metadata: Oracle Cloud Classic
     "168.63.129.16",  # metadata: Azure, globally routed
     "100.64.0.1",
     "100.127.255.255",
