@@ -31,8 +31,6 @@ CUSTOM_GROUPS = {"monitoring.coreos.com/v1", "keda.sh/v1alpha1"}
 FOREIGN_ENV = {"FLOWER_BASIC_AUTH", "POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD_FILE", "PGDATA"}
 FOREIGN_ENV |= {"REDISCLI_AUTH", "POD_IP", "HOSTS", "ADMIN_EMAIL_FILE", "ADMIN_PASSWORD_FILE"}
 
-NOT_YET = {"HEARTBEAT_DIR", "SANDBOX_SMTP_HOST"}
-
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -172,7 +170,7 @@ def test_probes_ask_neither_broker_nor_metrics(rendered: Rendered) -> None:
 def _known_names() -> set[str]:
     """What config/env.py reads."""
     text = (ROOT / "config/env.py").read_text()
-    return set(re.findall(r'(?:env\.\w+|secrets?)\(\s*"([A-Z_]+)"', text)) | NOT_YET
+    return set(re.findall(r'(?:env\.\w+|secrets?)\(\s*"([A-Z_]+)"', text))
 
 
 def _settings(rendered: Rendered) -> dict[str, str]:
@@ -578,7 +576,7 @@ def _metric_names() -> set[str]:
 
 
 def _asked_for(text: str) -> set[str]:
-    return set(re.findall(r"\bmailqueue_\w+", text))
+    return {name.removesuffix("_bucket") for name in re.findall(r"\bmailqueue_\w+", text)}
 
 
 def test_alarms_and_scaling_ask_for_metrics_that_exist(
@@ -601,6 +599,12 @@ def test_alarms_and_scaling_ask_for_metrics_that_exist(
                 assert metric["external"]["metric"]["name"] in offered["external"]
             if metric["type"] == "Pods":
                 assert metric["pods"]["metric"]["name"] in offered["custom"]
+
+
+def test_the_alarms_are_those_of_a_prometheus_without_an_operator(all_rendered: dict[str, Rendered]) -> None:
+    (rule,) = all_rendered["prometheus-adapter"].of("PrometheusRule")
+    file = ROOT / "deployment/observability/rules.yml"
+    assert rule["spec"] == yaml.safe_load(file.read_text())
 
 
 def test_every_alarm_says_how_bad_it_is_and_what_it_means(all_rendered: dict[str, Rendered]) -> None:

@@ -19,6 +19,12 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         yield machine
 
 
+def start_worker(machine: Machine) -> None:
+    """Unless the other test has."""
+    if "worker" not in machine.running:
+        machine.start_worker()
+
+
 def probe(machine: Machine, program: str) -> int:
     command = [sys.executable, "-m", "mailqueue.alive", program]
     return subprocess.run(
@@ -26,46 +32,47 @@ def probe(machine: Machine, program: str) -> int:
     ).returncode
 
 
-def until_it_shows_itself_anew(machine: Machine, program: str, times: int = 2) -> None:
-    """The file's time moves on, which it only does when the program moves it."""
-    file = alive.file_of(program, machine.folder)
-    seen: set[int] = {file.stat().st_mtime_ns} if file.exists() else set()
-    awaited = len(seen) + times
-
-    def shown() -> bool:
+def until_they_show_themselves_anew(machine: Machine, *programs: str) -> None:
+    """The files' times move on twice, which they only do when the programs move them."""
+    files = {alive.file_of(program, machine.folder): set[int]() for program in programs}
+    for file, seen in files.items():
         if file.exists():
             seen.add(file.stat().st_mtime_ns)
-        return len(seen) >= awaited
+    awaited = {file: len(seen) + 2 for file, seen in files.items()}
 
-    until(shown, f"{program} shows that it lives")
+    def have_shown() -> bool:
+        for file, seen in files.items():
+            if file.exists():
+                seen.add(file.stat().st_mtime_ns)
+        return all(len(seen) >= awaited[file] for file, seen in files.items())
+
+    until(have_shown, f"{', '.join(programs)} show that they live")
 
 
 def test_each_shows_that_it_lives_and_goes_on_while_the_broker_is_away(machine: Machine) -> None:
-    machine.start_worker()
+    start_worker(machine)
     machine.start_upkeep()
     machine.start_beat()
-    for program in alive.PROGRAMS:
-        until_it_shows_itself_anew(machine, program)
-        assert probe(machine, program) == 0
+    until_they_show_themselves_anew(machine, *alive.PROGRAMS)
+    assert [probe(machine, program) for program in alive.PROGRAMS] == [0, 0, 0]
     machine.redis.stop()
     try:
-        for program in alive.PROGRAMS:
-            until_it_shows_itself_anew(machine, program, times=4)
-            assert probe(machine, program) == 0
+        until(lambda: "broker_away" in machine.said("worker"), "the worker has noticed")
+        until_they_show_themselves_anew(machine, *alive.PROGRAMS)
+        until_they_show_themselves_anew(machine, *alive.PROGRAMS)
         machine.kill("beat")
         alive.file_of("beat", machine.folder).unlink()
         machine.start_beat()  # without a broker it never comes to its first tick
-        until_it_shows_itself_anew(machine, "beat")
+        until_they_show_themselves_anew(machine, "beat")
+        assert [probe(machine, program) for program in alive.PROGRAMS] == [0, 0, 0]
     finally:
         machine.redis.start()
-    for program in alive.PROGRAMS:
-        until_it_shows_itself_anew(machine, program, times=4)
+    until_they_show_themselves_anew(machine, *alive.PROGRAMS)
 
 
 def test_a_worker_that_stands_still_shows_nothing(machine: Machine) -> None:
-    if "worker" not in machine.running:
-        machine.start_worker()
-    until_it_shows_itself_anew(machine, "worker")
+    start_worker(machine)
+    until_they_show_themselves_anew(machine, "worker")
     worker, file = machine.running["worker"], alive.file_of("worker", machine.folder)
     os.kill(worker.pid, signal.SIGSTOP)
     try:
@@ -76,5 +83,5 @@ def test_a_worker_that_stands_still_shows_nothing(machine: Machine) -> None:
         assert file.stat().st_mtime == stood
     finally:
         os.kill(worker.pid, signal.SIGCONT)
-    until_it_shows_itself_anew(machine, "worker")
+    until_they_show_themselves_anew(machine, "worker")
     assert probe(machine, "worker") == 0

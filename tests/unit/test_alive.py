@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ import pytest
 from config import env
 from mailqueue import alive, pulse
 from mailqueue.embedded.process import ROOT
+from mailqueue.embedded.redis import free_port
 from tasks import doorbell
 
 
@@ -88,6 +91,33 @@ def test_probe_and_service_mean_the_same_folder(tmp_path: Path, monkeypatch: pyt
             folder = env.read().heartbeat_dir
             assert folder == (tmp_path if given else alive.default_dir())
             assert alive._folder() == folder
+
+
+# A page ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1), (302, 1)])
+def test_a_page_that_answers_200_is_alive_and_no_other(status: int, code: int) -> None:
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/healthz/live" else 404)
+            self.end_headers()
+
+        def log_message(self, *_args: object) -> None:
+            """Says nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}/healthz/live"
+        assert probe(address, Path()) == (code, f"{address} answers {status}\n")
+        thread.join()
+
+
+def test_a_page_that_nobody_serves_is_not_alive() -> None:
+    code, said = probe(f"http://127.0.0.1:{free_port()}/healthz/live", Path())
+    assert code == 1
+    assert "does not answer" in said
 
 
 # What keeps a worker's sign young -----------------------------------------------------------------------
