@@ -127,6 +127,10 @@ def test_every_address_answers(stack: Stack) -> None:
         "docs/security.md",
         "docs/webhooks.md",
         "docs/metrics.md",
+        "docs/operations.md",
+        "docs/checks.md",
+        "docs/scaling.md",
+        "deployment/README.md",
     ],
 )
 def test_every_link_leads_somewhere(page: str) -> None:
