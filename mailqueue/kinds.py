@@ -9,7 +9,7 @@ from rest_framework.views import APIView
 
 from accounts.api.serializers import Text
 from accounts.models import User
-from tasks.api.serializers import MailAddress, WholeNumber
+from tasks.api.fields import MailAddress, WholeNumber
 
 #: Retries are what follows the first try.
 MOST_RETRIES = 20

@@ -22,8 +22,9 @@ from mailqueue.otp.api import A_CODE, GENERATE_OTP
 from mailqueue.subscriptions.api import SUBSCRIBE, UNSUBSCRIBE
 from mailqueue.subscriptions.fields import A_CRON_LINE, A_SUBSCRIBE, AN_UNSUBSCRIBE, SUBSCRIBED
 from tasks import headers, submission
+from tasks.api.fields import LONGEST_BODY
 from tasks.api.once import ONCE, once
-from tasks.api.serializers import LONGEST_BODY, TaskDetailSerializer
+from tasks.api.serializers import TaskDetailSerializer
 from tasks.api.views import (
     LOCATION,
     CancelView,

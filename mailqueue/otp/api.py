@@ -15,7 +15,7 @@ from accounts.models import User
 from mailqueue.kinds import Done, Kind, OneWord, ToSomebody, TypedTask, max_tries, metadata, with_recipient
 from mailqueue.otp import codes
 from mailqueue.otp.letter import TEMPLATE
-from tasks.api.serializers import MailAddress, WholeNumber
+from tasks.api.fields import MailAddress, WholeNumber
 from tasks.api.views import owner_of
 from tasks.states import Status
 from tasks.templates import PartError

@@ -20,7 +20,7 @@ from mailqueue.subscriptions.models import (
 )
 from mailqueue.subscriptions.schedule import FREQUENCIES, LONGEST_CRON, BadScheduleError, Schedule, check
 from tasks import headers
-from tasks.api.serializers import LONGEST_BODY, WholeNumber, Word
+from tasks.api.fields import LONGEST_BODY, WholeNumber, Word
 
 A_SUBSCRIBE = OpenApiExample(
     "A subscription",

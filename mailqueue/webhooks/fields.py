@@ -13,7 +13,7 @@ from accounts.api.serializers import Flag, Text
 from mailqueue.webhooks import places
 from mailqueue.webhooks.models import Delivery, Endpoint, State
 from mailqueue.webhooks.places import BadUrlError, ForbiddenPlaceError, Place
-from tasks.api.serializers import WholeNumber, Word
+from tasks.api.fields import WholeNumber, Word
 from tasks.events import NAMES
 
 #: Longer than a healthy resolver takes, short enough for a call that somebody waits for (seconds).

@@ -14,8 +14,9 @@ from accounts.api.problems import describe, documented
 from accounts.api.throttling import EnqueueThrottle, within_quota
 from accounts.models import User
 from tasks import submission
+from tasks.api.mails import MOST_MESSAGES, BatchSerializer, plain_mail
 from tasks.api.once import ONCE, once
-from tasks.api.serializers import MOST_MESSAGES, BatchResultsSerializer, BatchSerializer, plain_mail
+from tasks.api.serializers import BatchResultsSerializer
 from tasks.api.views import READER, open_account, owner_of
 from tasks.submission import NewMail
 from tasks.template_language import STEPS_A_CALL, Allowance

@@ -15,7 +15,7 @@ from rest_framework.views import APIView
 from accounts.addresses import checked_address
 from accounts.api.problems import documented
 from tasks import submission
-from tasks.api.serializers import MailAddress, Word
+from tasks.api.fields import MailAddress, Word
 from tasks.api.views import owner_of
 from tasks.suppressions import Cause, Suppression
 

@@ -15,7 +15,7 @@ from accounts.api.problems import Conflict, documented
 from accounts.api.serializers import Text
 from accounts.api.throttling import EnqueueThrottle
 from tasks import headers
-from tasks.api.serializers import WholeNumber
+from tasks.api.fields import WholeNumber
 from tasks.api.template_fields import TemplateContext, TemplateName, filled_in
 from tasks.api.views import owner_of
 from tasks.template_language import Allowance

@@ -24,12 +24,11 @@ from accounts.models import SmtpAccount, User
 from tasks import submission
 from tasks.api.examples import A_DRY_RUN, A_LISTED_TASK, A_WHOLE_TASK, AN_ANSWER
 from tasks.api.filters import Stretches, narrowed, picked
+from tasks.api.mails import ANY_MAIL, EnqueueSerializer
 from tasks.api.once import ONCE, once, refuse_bad_key
 from tasks.api.serializers import (
-    ANY_MAIL,
     AcceptedSerializer,
     DryRunSerializer,
-    EnqueueSerializer,
     QueueFilterSerializer,
     RescheduleSerializer,
     ResolveSerializer,

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accounts.api.parsing import refuse_unstorable
-from tasks.api.serializers import LONGEST_BODY, EnqueueSerializer, plain_mail
+from tasks.api.fields import LONGEST_BODY
+from tasks.api.mails import EnqueueSerializer, plain_mail
 
 A_MAIL = {"recipient_email": "jane@example.com", "subject": "hello", "body": "Hello."}
 ADDRESSES = st.one_of(
