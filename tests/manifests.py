@@ -108,6 +108,11 @@ def render(folder: Path) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
 
 
+def overlay(deployment: Path, name: str) -> Path:
+    """What is applied: that for minikube with the secrets that were made for it."""
+    return deployment / name if name == "minikube" else deployment / "overlays" / name
+
+
 def copy_with_secrets(target: Path) -> Path:
     """A copy of deployment/ with secrets for minikube made in it; those of whoever works here stay theirs."""
     folder = target / "deployment"
@@ -117,7 +122,7 @@ def copy_with_secrets(target: Path) -> Path:
 
 
 def make_secrets(folder: Path) -> Path:
-    file = folder / "overlays/minikube/secrets.env"
+    file = folder / "minikube/secrets.env"
     subprocess.run([folder / "make-secrets", file], check=True, timeout=60)
     return file
 

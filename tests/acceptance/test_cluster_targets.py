@@ -48,7 +48,7 @@ class Desk:
 
     @property
     def secrets(self) -> Path:
-        return self.folder / "deployment/overlays/minikube/secrets.env"
+        return self.folder / "deployment/minikube/secrets.env"
 
     def has(self, *names: str) -> "Desk":
         for name in names:
@@ -96,7 +96,7 @@ STARTED = [
 APPLIED = [
     f"minikube image build --tag mailqueue:{VERSION} .",
     "kubectl delete job migrate --ignore-not-found --wait",
-    "kubectl apply --kustomize deployment/overlays/minikube",
+    "kubectl apply --kustomize deployment/minikube",
     "kubectl wait --for condition=complete job/migrate --timeout 10m",
 ]
 ROLLED_OUT = [
@@ -105,7 +105,7 @@ ROLLED_OUT = [
     "kubectl rollout status deployment.apps/worker --timeout 10m",
 ]
 SCALED = [
-    "kubectl apply --kustomize deployment/overlays/minikube --selector mailqueue=autoscaler",
+    "kubectl apply --kustomize deployment/minikube --selector mailqueue=autoscaler",
     "kubectl wait --for condition=ScalingActive horizontalpodautoscalers --all --timeout 5m",
     "kubectl get horizontalpodautoscalers",
 ]
@@ -122,7 +122,7 @@ RESTARTED = [
         ("apply", [*APPLIED, *ROLLED_OUT, "minikube ip"]),
         ("hpa", SCALED),
         ("re", [*APPLIED, *RESTARTED, *ROLLED_OUT]),
-        ("delete", ["kubectl delete --kustomize deployment/overlays/minikube --ignore-not-found --wait"]),
+        ("delete", ["kubectl delete --kustomize deployment/minikube --ignore-not-found --wait"]),
         ("clean", ["minikube delete"]),
         ("all", [*STARTED, *APPLIED, *ROLLED_OUT, "minikube ip", *SCALED]),
     ],

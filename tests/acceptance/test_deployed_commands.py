@@ -124,7 +124,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     redis.start()
     try:
         with own_database() as database:
-            made = key_values(deployment / "overlays/minikube/secrets.env")
+            made = key_values(deployment / "minikube/secrets.env")
             secrets = made | {"DATABASE_URL": database, "REDIS_URL": redis.url, "DEFAULT_SMTP_URL": ""}
             node = Node(Rendered("production", render(deployment / "overlays/production")), secrets, folder)
             try:

@@ -20,6 +20,7 @@ from tests.manifests import (
     copy_with_secrets,
     key_values,
     make_secrets,
+    overlay,
     render,
     selects,
 )
@@ -39,7 +40,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def all_rendered(deployment: Path) -> dict[str, Rendered]:
-    return {name: Rendered(name, render(deployment / "overlays" / name)) for name in OVERLAYS}
+    return {name: Rendered(name, render(overlay(deployment, name))) for name in OVERLAYS}
 
 
 @pytest.fixture(params=OVERLAYS)
@@ -125,7 +126,7 @@ def test_every_service_leads_to_one_part_on_a_port_that_it_has(rendered: Rendere
 
 
 def test_addresses_in_secrets_are_of_services_that_exist(deployment: Path, minikube: Rendered) -> None:
-    secrets = key_values(deployment / "overlays/minikube/secrets.env")
+    secrets = key_values(deployment / "minikube/secrets.env")
     for name, port in (("DATABASE_URL", 5432), ("REDIS_URL", 6379)):
         found = re.search(r"@([a-z]+):(\d+)/", secrets[name])
         assert found
@@ -257,10 +258,20 @@ def test_files_named_in_settings_are_mounted(rendered: Rendered) -> None:
 
 
 def test_no_value_of_a_secret_is_in_the_repository() -> None:
-    example = key_values(DEPLOYMENT / "overlays/production/secrets.example.env")
-    assert set(example.values()) == {""}
+    for name in ("production", "minikube"):
+        assert set(key_values(DEPLOYMENT / f"overlays/{name}/secrets.example.env").values()) == {""}
     ignored = (ROOT / ".gitignore").read_text().splitlines()
-    assert "/deployment/overlays/minikube/secrets.env" in ignored
+    assert "/deployment/minikube/secrets.env" in ignored
+
+
+def test_every_overlay_renders_as_it_is_cloned() -> None:
+    for name in OVERLAYS:
+        assert render(DEPLOYMENT / "overlays" / name)
+
+
+def test_secrets_for_minikube_have_the_keys_of_the_example(deployment: Path) -> None:
+    example = key_values(DEPLOYMENT / "overlays/minikube/secrets.example.env")
+    assert list(key_values(deployment / "minikube/secrets.env")) == list(example)
 
 
 def test_secrets_for_minikube_are_made_once_and_for_their_owner_alone(deployment: Path) -> None:
@@ -313,7 +324,7 @@ def test_the_sandbox_is_the_only_private_address_that_mail_goes_to(
 ) -> None:
     service = minikube.named("Service", "sandbox")["spec"]
     assert _settings(minikube)["SMTP_ALLOWED_NETWORKS"] == f"{service['clusterIP']}/32"
-    relay = key_values(deployment / "overlays/minikube/secrets.env")["DEFAULT_SMTP_URL"]
+    relay = key_values(deployment / "minikube/secrets.env")["DEFAULT_SMTP_URL"]
     assert relay == f"smtp://sandbox:{service['ports'][0]['port']}"
 
 

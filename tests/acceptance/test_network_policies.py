@@ -10,7 +10,7 @@ import pytest
 
 from accounts import guard
 from mailqueue.webhooks.places import ForbiddenPlaceError, Place
-from tests.manifests import OVERLAYS, Pod, Rendered, copy_with_secrets, render, selects
+from tests.manifests import OVERLAYS, Pod, Rendered, copy_with_secrets, overlay, render, selects
 
 PUBLIC = ("8.8.8.8", "2606:4700:4700::1111")
 #: Where clouds tell machines their secrets, and other places that are nobody's relay.
@@ -117,7 +117,7 @@ def _named(pod: Pod, name: str) -> int | None:
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Network]:
     folder = copy_with_secrets(tmp_path_factory.mktemp("manifests"))
-    return {name: Network(Rendered(name, render(folder / "overlays" / name))) for name in OVERLAYS}
+    return {name: Network(Rendered(name, render(overlay(folder, name)))) for name in OVERLAYS}
 
 
 @pytest.fixture(params=OVERLAYS)

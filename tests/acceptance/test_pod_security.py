@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.manifests import OVERLAYS, Pod, Rendered, copy_with_secrets, render
+from tests.manifests import OVERLAYS, Pod, Rendered, copy_with_secrets, overlay, render
 
 VOLUMES = {
     "configMap",
@@ -90,7 +90,7 @@ def _of_context(name: str, context: dict[str, Any]) -> list[str]:
 @pytest.fixture(scope="module")
 def all_rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rendered]:
     folder = copy_with_secrets(tmp_path_factory.mktemp("manifests"))
-    return {name: Rendered(name, render(folder / "overlays" / name)) for name in OVERLAYS}
+    return {name: Rendered(name, render(overlay(folder, name))) for name in OVERLAYS}
 
 
 @pytest.fixture(params=OVERLAYS)
