@@ -324,6 +324,7 @@ CELERY_BEAT_SCHEDULE = {
         "task": "mailqueue.sweep",
         "schedule": float(SWEEP_INTERVAL_SECONDS),
     },
+    "make partitions ahead": {"task": "mailqueue.partitions", "schedule": 600.0},
     "prune what is old": {"task": "mailqueue.prune", "schedule": 86_400.0},
 }
 #: What Celery is given (config/celery.py).

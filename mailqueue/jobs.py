@@ -128,6 +128,15 @@ def sweep() -> dict[str, int]:
     return {"swept": upkeep.sweep()}
 
 
+@shared_task(
+    name="mailqueue.partitions", bind=True, autoretry_for=AWAY, retry_backoff=True, retry_backoff_max=30
+)
+def partitions(self: "Task[Any, Any]") -> dict[str, int]:
+    """Nothing, unless the ledger is partitioned."""
+    done = {"made": upkeep.make_partitions()}
+    return _keep_if(self, done, worth=bool(done["made"]))
+
+
 @shared_task(name="mailqueue.prune", autoretry_for=AWAY, retry_backoff=True, retry_backoff_max=30)
 def prune() -> dict[str, int]:
     return {

@@ -8,7 +8,7 @@ from django.conf import settings
 from django.db.models.functions import Now
 from rest_framework_simplejwt.token_blacklist.models import OutstandingToken
 
-from tasks import counters, doorbell, events, idempotency, ledger, pruning
+from tasks import counters, doorbell, events, idempotency, ledger, partitions, pruning
 from tasks.models import Attempt, IdempotencyKey, MailContent, MailTask, OneTime, Tag
 from tasks.states import FINAL
 
@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 #: Rows looked at in one bite; the next tick takes the next.
 BITE = 1000
+#: A mail may stay longer by this, until all of its partition may go; then it goes alone.
+BESIDE_PARTITIONS = 1.1
 
 
 def dispatch_due() -> dict[str, int]:
@@ -60,9 +62,12 @@ def sweep() -> int:
 
 
 def prune() -> int:
-    """Deletes what came to its end MAIL_KEEP_DAYS ago, in bites; how many mails."""
-    old = Now() - timedelta(days=settings.MAIL_KEEP_DAYS)
-    total = 0
+    """Deletes what came to its end MAIL_KEEP_DAYS ago, in bites or by whole partitions; how many mails."""
+    keep, total = timedelta(days=settings.MAIL_KEEP_DAYS), 0
+    if partitions.partitions():
+        total = drop_partitions(keep)
+        keep *= BESIDE_PARTITIONS
+    old = Now() - keep
     ended = MailTask.objects.filter(created_at__lt=old, finished_at__lt=old, status__in=FINAL)
     for ids in pruning.bites(ended, "created_at"):
         for rows in (Attempt, MailContent, OneTime, Tag):
@@ -76,3 +81,24 @@ def prune() -> int:
     IdempotencyKey.objects.filter(created_at__lt=Now() - idempotency.KEPT).delete()
     OutstandingToken.objects.filter(expires_at__lt=Now()).delete()
     return total
+
+
+def drop_partitions(keep: timedelta) -> int:
+    """Drops those in which all came to its end so long ago; how many mails went with them."""
+    gone = 0
+    try:
+        while (left := partitions.drop_oldest(keep)) is not None:
+            gone += left
+    except partitions.BusyError as error:
+        logger.warning("partitions_busy", extra={"detail": str(error)})
+    partitions.analyze()
+    return gone
+
+
+def make_partitions() -> int:
+    """The next ones, before they are needed; how many. Without them mail goes into the last, which takes all."""
+    try:
+        return partitions.keep_ahead()
+    except partitions.BusyError as error:
+        logger.warning("partitions_busy", extra={"detail": str(error)})
+        return 0

@@ -363,6 +363,12 @@ def accept(tasks: MailTaskQuerySet) -> int:
     return _run_for(statements.ACCEPT, tasks)
 
 
+def hold(why: str, limit: int) -> int:
+    """Makes what is due, `limit` at most, and what is in process uncertain, whoever's it is; how many. After a
+    restore, before any worker runs."""
+    return int(_run(statements.HOLD, {"why": why, "limit": limit})[0][0])
+
+
 class KeyHeldError(Exception):
     """Another transaction holds this idempotency key, and has not come to its end."""
 

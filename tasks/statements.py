@@ -496,3 +496,46 @@ SELECT (SELECT count(*) FROM (
             LIMIT %(most)s::int) AS mails),
        (SELECT date_part('epoch', now() - min(due_at)) FROM open)
 """
+
+# What was due or in a worker's hands when the database was as it is now again, after a restore.
+HOLD = f"""
+WITH taken AS (
+    DELETE FROM tasks_due WHERE task_id = ANY(ARRAY(
+        SELECT task_id FROM tasks_due WHERE due_at <= now() LIMIT %(limit)s::int FOR UPDATE SKIP LOCKED))
+    RETURNING task_id
+),
+ended AS (
+    DELETE FROM tasks_claim WHERE token = ANY(ARRAY(
+        SELECT token FROM tasks_claim LIMIT 100 FOR UPDATE SKIP LOCKED))
+    RETURNING token, task_ids
+),
+possible AS (
+    SELECT task_id AS id, NULL::uuid AS token FROM taken UNION ALL SELECT unnest(task_ids), token FROM ended
+),
+moved AS (
+    UPDATE tasks_mailtask t
+    SET status = {Status.UNCERTAIN:d}, is_uncertain = true, has_failed = false, claim_token = NULL, put_off = NULL,
+        last_reply = %(why)s::text, moved_at = now()
+    FROM possible p WHERE t.id = p.id
+        AND (p.token IS NULL AND t.status IN {_WAITING}
+            OR t.claim_token = p.token AND t.status = {Status.PROCESSING:d})
+    RETURNING t.id, t.owner_id, t.due_at, t.status, t.cancel_reason, t.try_count
+),
+counted AS ({_COUNTED_FROM_WAITING}),
+told AS ({_MOVED})
+SELECT count(*) FROM moved
+"""
+
+# Partitions (tasks/partitions.py, which runs these three). {leaf} is one of tasks_mailtask: what its mails count as,
+# and whether all came to their end so long ago.
+ENDED = f"""
+SELECT {_COUNTS_AS.format("")} AS became, count(*), bool_and(status IN {_FINAL} AND finished_at < now() - {{keep}})
+FROM {{leaf}} GROUP BY became
+"""
+#: Whether any mail with such an id waits, or is in a worker's hands.
+MOVING = """
+SELECT EXISTS (SELECT FROM tasks_due WHERE task_id >= %(first)s AND task_id < %(end)s)
+    OR EXISTS (SELECT FROM tasks_claim c, unnest(c.task_ids) AS id WHERE id >= %(first)s AND id < %(end)s)
+"""
+#: So many that counted as this are gone.
+LEFT = "INSERT INTO tasks_counter_line (at, mails, was) VALUES (now(), %s, %s)"

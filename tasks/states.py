@@ -18,7 +18,8 @@ class Status(models.IntegerChoices):
     CANCELLED = 4, "cancelled"
     #: Due at `scheduled_at`. Nobody needs to move it first.
     SCHEDULED = 5, "scheduled"
-    #: The connection died after the final dot and the policy is to hold. A person decides.
+    #: The connection died after the final dot and the policy is to hold, or the database was restored and the mail
+    #: may have been sent since its backup. A person decides.
     UNCERTAIN = 6, "uncertain"
 
 
@@ -81,8 +82,8 @@ WAITING = (Status.QUEUED, Status.FAILED, Status.SCHEDULED)
 FINAL = (Status.SUCCESS, Status.CANCELLED)
 
 TRANSITIONS: dict[Status, tuple[Status, ...]] = {
-    Status.SCHEDULED: (Status.PROCESSING, Status.CANCELLED, Status.QUEUED),
-    Status.QUEUED: (Status.PROCESSING, Status.CANCELLED),
+    Status.SCHEDULED: (Status.PROCESSING, Status.CANCELLED, Status.QUEUED, Status.UNCERTAIN),
+    Status.QUEUED: (Status.PROCESSING, Status.CANCELLED, Status.UNCERTAIN),
     Status.PROCESSING: (
         Status.SUCCESS,
         Status.FAILED,
@@ -90,7 +91,7 @@ TRANSITIONS: dict[Status, tuple[Status, ...]] = {
         Status.CANCELLED,
         Status.QUEUED,
     ),
-    Status.FAILED: (Status.PROCESSING, Status.CANCELLED, Status.QUEUED),
+    Status.FAILED: (Status.PROCESSING, Status.CANCELLED, Status.QUEUED, Status.UNCERTAIN),
     Status.UNCERTAIN: (Status.QUEUED, Status.SUCCESS),
     Status.CANCELLED: (Status.QUEUED,),
     Status.SUCCESS: (),

@@ -230,6 +230,9 @@ class Sender:
         assert answer.status_code == 202, answer.text
         return int(answer.json()["task_id"])
 
+    def cancel(self, pk: int) -> None:
+        self._web.post(f"/task/{pk}/cancel", headers=self._headers).raise_for_status()
+
     def task(self, pk: int) -> dict[str, Any]:
         return self._get(f"/task/{pk}")
 

@@ -23,6 +23,7 @@ from tests.bench.live import LIVE
 from tests.bench.machines import MACHINES
 from tests.bench.others import PEERS
 from tests.bench.ours import OURS, Drain
+from tests.bench.partitioned import PARTITIONED
 from tests.bench.process import NotMeasuredError
 from tests.bench.secured import SECURED
 from tests.bench.singles import SINGLES
@@ -45,6 +46,7 @@ ROWS: list[Row] = [
     *LIVE,
     *COST,
     *GROWTH,
+    *PARTITIONED,
 ]
 
 
