@@ -63,19 +63,25 @@ def _forget_broker_connections() -> None:
 
 
 @contextmanager
-def own_database() -> Iterator[str]:
-    """The URL of a new, migrated database on the test run's PostgreSQL; it goes away afterwards."""
+def empty_database() -> Iterator[str]:
+    """The URL of a new one on the test run's PostgreSQL; it goes away afterwards."""
     server = os.environ["DATABASE_URL"]
     name = f"machine_{secrets.token_hex(4)}"
     with psycopg.connect(server, autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name}")
         try:
-            url = urlsplit(server)._replace(path=f"/{name}").geturl()
-            migrate = [sys.executable, "manage.py", "migrate", "--verbosity", "0"]
-            subprocess.run(migrate, cwd=ROOT, env=os.environ | {"DATABASE_URL": url}, check=True)
-            yield url
+            yield urlsplit(server)._replace(path=f"/{name}").geturl()
         finally:
             admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextmanager
+def own_database() -> Iterator[str]:
+    """The same, migrated."""
+    with empty_database() as url:
+        migrate = [sys.executable, "manage.py", "migrate", "--verbosity", "0"]
+        subprocess.run(migrate, cwd=ROOT, env=os.environ | {"DATABASE_URL": url}, check=True)
+        yield url
 
 
 class Machine:

@@ -2,18 +2,15 @@
 
 import json
 import os
-import secrets
 import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -21,7 +18,7 @@ from cryptography.fernet import Fernet
 
 from mailqueue.embedded.process import ROOT
 from tasks.states import Status
-from tests.machine import Machine, own_database, until
+from tests.machine import Machine, empty_database, own_database, until
 from tests.relay import HANG, TAKE_AND_RESET, Log, Relay
 
 KEYS = Fernet.generate_key().decode()
@@ -44,17 +41,6 @@ def manage(database: str, *command: object, **environment: str) -> subprocess.Co
     env = os.environ | {"DATABASE_URL": database, "CREDENTIAL_KEYS": KEYS, "DEBUG": "false"} | environment
     line = [sys.executable, "manage.py", *map(str, command)]
     return subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-
-
-@contextmanager
-def empty_database() -> Iterator[str]:
-    server, name = os.environ["DATABASE_URL"], f"restored_{secrets.token_hex(4)}"
-    with psycopg.connect(server, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name}")
-        try:
-            yield urlsplit(server)._replace(path=f"/{name}").geturl()
-        finally:
-            admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture(scope="module")
