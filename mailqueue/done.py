@@ -5,11 +5,11 @@ from typing import Any
 
 from django.conf import settings
 from django.db import models
-from django.db.models import Func, Value
 from django.db.models.functions import Now
 from django.utils import timezone
 
 from accounts.models import User
+from tasks import ledger
 from tasks.models import MailTask
 from tasks.states import Status
 
@@ -18,9 +18,7 @@ class DoneTask(models.Model):
     """Who was subscribed, or unsubscribed, by whom and when. Written in the transaction that does so."""
 
     #: Drawn from where mails have theirs, so that GET /task/{id} means one thing.
-    id = models.BigIntegerField(
-        primary_key=True, db_default=Func(Value("tasks_mailtask_id_seq"), function="nextval")
-    )
+    id = models.BigIntegerField(primary_key=True)
     owner = models.ForeignKey(User, on_delete=models.CASCADE, related_name="+", db_index=False)
     #: As in POST /task/: its type, what its caller calls it, and the recipient in wire form.
     type = models.CharField(max_length=20)
@@ -64,6 +62,7 @@ class DoneTask(models.Model):
 def note(owner: User, asked: dict[str, Any], subscription_id: int | None) -> int:
     """Its id. `asked` is a valid TypedTask."""
     made = DoneTask.objects.create(
+        id=ledger.next_id(),
         owner=owner,
         type=asked["type"],
         name=asked.get("task", ""),

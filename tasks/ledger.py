@@ -363,6 +363,11 @@ def accept(tasks: MailTaskQuerySet) -> int:
     return _run_for(statements.ACCEPT, tasks)
 
 
+def next_id() -> int:
+    """An id that no mail has, nor will have."""
+    return int(_run(statements.NEXT_ID)[0][0])
+
+
 def hold(why: str, limit: int) -> int:
     """Makes what is due, `limit` at most, and what is in process uncertain, whoever's it is; how many. After a
     restore, before any worker runs."""

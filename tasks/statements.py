@@ -497,6 +497,10 @@ SELECT (SELECT count(*) FROM (
        (SELECT date_part('epoch', now() - min(due_at)) FROM open)
 """
 
+#: For what is no mail, and is looked up as one. Asked for when it is wanted: a column's default would hold fast to
+#: the sequence, which is another once there are partitions.
+NEXT_ID = "SELECT nextval(pg_get_serial_sequence('tasks_mailtask', 'id'))"
+
 # What was due or in a worker's hands when the database was as it is now again, after a restore.
 HOLD = f"""
 WITH taken AS (

@@ -10,7 +10,6 @@ class Migration(migrations.Migration):
 
     dependencies = [
         ('mailqueue', '0001_workers'),
-        ('tasks', '0001_initial'),  # its sequence
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
@@ -18,7 +17,7 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name='DoneTask',
             fields=[
-                ('id', models.BigIntegerField(db_default=models.Func(models.Value('tasks_mailtask_id_seq'), function='nextval'), primary_key=True, serialize=False)),
+                ('id', models.BigIntegerField(primary_key=True, serialize=False)),
                 ('type', models.CharField(max_length=20)),
                 ('name', models.CharField(blank=True, max_length=200)),
                 ('recipient', models.CharField(max_length=320)),

@@ -399,7 +399,7 @@ def test_a_list_by_id_walks_from_the_newest_partition_and_stops_where_it_is_full
 @pytest.mark.timeout(1800)
 def test_the_ledgers_other_tests_pass_in_partitions_too() -> None:
     """Each of them with ids on both sides of a partition's end."""
-    own = ("DATABASE_URL", "REDIS_URL", "DATA_DIR", "LEDGER_PARTITION_SIZE")
+    own = ("DATABASE_URL", "REDIS_URL", "DATA_DIR", "DJANGO_SETTINGS_MODULE", "LEDGER_PARTITION_SIZE")
     env = {
         name: value for name, value in os.environ.items() if name not in own and not name.startswith("PYTEST")
     }
