@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from django.conf import settings
 from django.db import connection, transaction
+from psycopg.conninfo import make_conninfo
 from psycopg.sql import SQL, Identifier
 
 from mailqueue.embedded.postgres import binaries
@@ -25,6 +26,9 @@ from tasks.states import Status
 DUMP, SHEET = "dump", "sheet.json"
 #: What is being written has this behind its name, so that nobody takes it for a whole one.
 UNFINISHED = ".unfinished"
+
+#: Of Django's parameters, those that are no libpq options.
+_PSYCOPGS_OWN = ("context", "cursor_factory", "prepare_threshold", "autocommit", "row_factory")
 
 Sheet = dict[str, Any]
 
@@ -113,9 +117,12 @@ def _snapshot() -> Iterator[str]:
 def _run(name: Literal["pg_dump", "pg_restore"], *arguments: str) -> None:
     """With the database's address behind the arguments, but for its password, which anybody could read there."""
     connection.ensure_connection()
-    info = connection.connection.info
-    command = [_tool(name, info.server_version // 10_000), *arguments, info.dsn]
-    environment = os.environ | ({"PGPASSWORD": info.password} if info.password else {})
+    server = connection.connection.info.server_version // 10_000
+    # As configured; what psycopg's libpq adds by itself an older pg_dump may not know.
+    given = {k: v for k, v in connection.get_connection_params().items() if k not in _PSYCOPGS_OWN}
+    password = given.pop("password", None)
+    command = [_tool(name, server), *arguments, make_conninfo(**given)]
+    environment = os.environ | ({"PGPASSWORD": password} if password else {})
     done = subprocess.run(  # noqa: S603 -- found on the operator's own PATH
         command, env=environment, umask=0o077, stderr=subprocess.PIPE, text=True, check=False
     )

@@ -133,12 +133,13 @@ def apply(size: int = SIZE, ahead: int = AHEAD) -> list[Partition]:
 
 def keep_ahead(ahead: int = AHEAD) -> int:
     """Makes the next partitions before they are needed; how many were made. Free where nothing is to be done."""
-    parts = partitions()
-    if not parts or _count_beyond(parts[:-1], last_id()) >= ahead:
+    if not _bounds_left() and _has_enough(partitions(), ahead):
         return 0
     with _alone():
         _unbind()  # of one that was killed
-        *bounded, tail = partitions()
+        if _has_enough(parts := partitions(), ahead):
+            return 0
+        *bounded, tail = parts
         last, size = last_id(), bounded[-1].end - bounded[-1].first
         closed = Partition(
             tail.first,
@@ -371,11 +372,14 @@ def _bounded(leaves: dict[str, str], end: int) -> Iterator[None]:
         _unbind()
 
 
+def _bounds_left() -> list[tuple[Any, ...]]:
+    """The tables that are bounded at this moment, by whom ever."""
+    return _rows("SELECT conrelid::regclass::text FROM pg_constraint WHERE conname = %s", [_BOUND])
+
+
 def _unbind() -> None:
-    for leaf, name in _rows(
-        "SELECT conrelid::regclass::text, conname FROM pg_constraint WHERE conname = %s", [_BOUND]
-    ):
-        drop = SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(SQL(leaf), Identifier(name))
+    for (leaf,) in _bounds_left():
+        drop = SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(SQL(leaf), Identifier(_BOUND))
         _between_statements(lambda drop=drop: _rows(drop))  # type: ignore[misc]
 
 
@@ -403,6 +407,11 @@ _LOCK = f"LOCK TABLE ONLY {', ONLY '.join(KEYS)} IN ACCESS EXCLUSIVE MODE"
 def _bound_after(last: int, size: int) -> int:
     """The end of a partition that holds all up to `last`, and has room for as much as a partition holds, at least."""
     return (last // size + 2) * size
+
+
+def _has_enough(parts: Sequence[Partition], ahead: int) -> bool:
+    """Where there are none none are missing."""
+    return not parts or _count_beyond(parts[:-1], last_id()) >= ahead
 
 
 def _count_beyond(parts: Sequence[Partition], last: int) -> int:

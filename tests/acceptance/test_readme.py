@@ -128,6 +128,7 @@ def test_every_address_answers(stack: Stack) -> None:
         "docs/webhooks.md",
         "docs/metrics.md",
         "docs/operations.md",
+        "docs/data.md",
         "docs/checks.md",
         "docs/scaling.md",
         "deployment/README.md",

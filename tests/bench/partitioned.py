@@ -1,4 +1,4 @@
-"""The questions of growth.py, and a claim with its results, of a ledger in partitions against one without."""
+"""The questions of growth.py, and claims and results of a worker at work: in partitions against one table."""
 
 import json
 import statistics

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from io import StringIO
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -294,6 +295,14 @@ def test_a_bound_that_a_killed_one_left_is_taken_away() -> None:
     MailFactory()
 
 
+def test_so_is_one_that_a_killed_switch_left() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER TABLE tasks_mailtask ADD CONSTRAINT {partitions._BOUND} CHECK (id < {SIZE})")
+    assert upkeep.make_partitions() == 0
+    draw_ids_up_to(SIZE)
+    MailFactory()
+
+
 def test_new_partitions_are_stored_as_the_table_was() -> None:
     apply()
     draw_ids_up_to(10 * SIZE)
@@ -324,12 +333,12 @@ def test_a_partition_in_which_all_ended_long_ago_is_dropped_with_all_that_belong
     young = ended(timedelta(days=1))
     draw_ids_up_to(second.end)
     counters.recount()
-    assert upkeep.prune() == 2
+    assert upkeep.drop_partitions(timedelta(days=90)) == 2
+    assert counters.recount() == 0  # what left was counted out
     assert set(MailTask.objects.values_list("id", flat=True)) == {kept.pk, young.pk}
     for rows in (Attempt, MailContent, Tag):
         assert rows.objects.count() == 2
     assert first not in partitions.partitions()
-    assert counters.recount() == 0  # what left was counted out
     assert upkeep.prune() == 0
 
 
@@ -397,14 +406,24 @@ def test_a_list_by_id_walks_from_the_newest_partition_and_stops_where_it_is_full
 
 
 @pytest.mark.timeout(1800)
-def test_the_ledgers_other_tests_pass_in_partitions_too() -> None:
+def test_the_ledgers_other_tests_pass_in_partitions_too(tmp_path: Path) -> None:
     """Each of them with ids on both sides of a partition's end."""
     own = ("DATABASE_URL", "REDIS_URL", "DATA_DIR", "DJANGO_SETTINGS_MODULE", "LEDGER_PARTITION_SIZE")
     env = {
         name: value for name, value in os.environ.items() if name not in own and not name.startswith("PYTEST")
     }
     files = [f"tests/integration/test_{name}.py" for name in ABOUT_STATEMENTS]
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *files]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n0",
+        "-p",
+        "no:cacheprovider",
+        f"--basetemp={tmp_path / 'in'}",
+        *files,
+    ]
     done = subprocess.run(
         command,
         cwd=ROOT,
