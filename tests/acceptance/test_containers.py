@@ -287,6 +287,20 @@ def test_redis_keeps_what_it_has_and_asks_for_a_password(stack: Stack) -> None:
     assert "yes" in stack.execute("redis", "sh", "-c", f"{ask} appendonly")
 
 
+def test_a_backup_is_made_and_restored_with_what_the_image_has(stack: Stack) -> None:
+    stack.query("CREATE DATABASE restored")
+    script = """
+    set -e
+    python manage.py backup /tmp/copy
+    DATABASE_URL=$(sed s,/mailqueue$,/restored, $DATABASE_URL_FILE) && export DATABASE_URL && unset DATABASE_URL_FILE
+    python manage.py restore /tmp/copy --hold
+    """
+    try:
+        stack.execute("web", "sh", "-c", script)
+    finally:
+        stack.query("DROP DATABASE restored WITH (FORCE)")
+
+
 def test_a_worker_container_killed_among_three_loses_nothing(stack: Stack, relay: Relay) -> None:
     stack.scale(3)
     with sender(stack, relay) as ada:
