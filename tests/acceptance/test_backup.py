@@ -26,14 +26,16 @@ KEYS = Fernet.generate_key().decode()
 WAITING = [int(status) for status in (Status.QUEUED, Status.FAILED, Status.SCHEDULED, Status.PROCESSING)]
 
 
+PAUSE = "UPDATE accounts_smtpaccount SET paused_until = {until} WHERE owner_id = {owner} RETURNING 1"
+
+
 @dataclass
 class Made:
-    """A backup, and what the relay knew when the machine it was made of was gone."""
+    """A backup, the relay that its mail goes to, and the last id that the machine gave before it was gone."""
 
     folder: Path
     sheet: dict[str, Any]
     relay: Relay
-    accepted_before: int
     newest: int
 
 
@@ -64,6 +66,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
         for pk, status in ((late, "failed"), (doubt, "uncertain"), (hanging, "processing")):
             sender.until(pk, status)
         sender.enqueue("scheduled@example.com", scheduled_at=in_a_day)
+        paused = machine.user(relay.port, name="ada", password="relay's password", security="none")
+        machine.query(PAUSE.format(until="now() + interval '1 day'", owner=paused.pk))
+        paused.enqueue("queued@example.com")
         sender.cancel(sender.enqueue(scheduled_at=in_a_day))
         enough = threading.Event()
         number = 0
@@ -95,7 +100,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
         ((newest,),) = machine.query("SELECT last_value FROM tasks_mailtask_id_seq")
         relay.always("rcpt", None, to="later@example.com").always("rcpt", None, to="hangs@example.com")
         sheet = json.loads((folder / "backup" / "sheet.json").read_text())
-        yield Made(folder / "backup", sheet, relay, len(relay.accepted), newest)
+        yield Made(folder / "backup", sheet, relay, newest)
 
 
 def partition(database: str, size: int) -> None:
@@ -124,20 +129,22 @@ def test_it_holds_mail_in_every_state_and_is_for_its_owner_alone(made: Made) -> 
 
 
 def test_delivery_goes_on_and_each_mail_of_the_backup_is_sent_once(made: Made, tmp_path: Path) -> None:
+    before = len(made.relay.accepted)
     with empty_database() as database:
         said = manage(database, "restore", made.folder, "--send", "--jobs", 2)
         assert said.returncode == 0, said.stderr
         assert states(database) == made.sheet["mails"]
         settings = {"CREDENTIAL_KEYS": KEYS, "MAIL_LEASE_SECONDS": "4"}
         with Machine(database, tmp_path, **settings) as machine:
-            # Time passes: whatever waits is due, and the lease of what was in a dead worker's hands is over.
+            # Time passes: whatever waits is due, no account is paused, and the leases of the dead are over.
             machine.query("UPDATE tasks_due SET due_at = now() RETURNING 1")
+            machine.query(PAUSE.format(until="NULL", owner="owner_id"))
             machine.query("UPDATE tasks_claim SET lease_until = now() RETURNING 1")
             to_be_sent = f"SELECT message_id FROM tasks_mailtask WHERE status = ANY(ARRAY{WAITING})"
             wanted = {name for (name,) in machine.query(to_be_sent)}
             machine.start_all()
             until(lambda: not machine.query(to_be_sent), "all that waited is sent")
-            sent = Counter(mail.message_id for mail in made.relay.accepted[made.accepted_before :])
+            sent = Counter(mail.message_id for mail in made.relay.accepted[before:])
             assert sent == dict.fromkeys(wanted, 1)
             fresh = machine.user(made.relay.port, name="ada", password="relay's password", security="none")
             assert fresh.enqueue("later@example.com") > made.newest  # nobody's id is given to another
@@ -188,7 +195,7 @@ def test_without_the_keys_that_sealed_its_passwords_it_says_so(made: Made) -> No
         other = Fernet.generate_key().decode()
         said = manage(database, "restore", made.folder, "--hold", CREDENTIAL_KEYS=other)
         assert said.returncode == 1
-        assert "None of CREDENTIAL_KEYS opens 1 of SmtpAccount.sealed_password." in said.stderr
+        assert "None of CREDENTIAL_KEYS opens 2 of SmtpAccount.sealed_password." in said.stderr
         again = manage(database, "after_restore", "--hold", CREDENTIAL_KEYS=f"{other},{KEYS}")
         assert again.returncode == 0, again.stderr
 
