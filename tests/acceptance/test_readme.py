@@ -131,7 +131,6 @@ def test_every_address_answers(stack: Stack) -> None:
         "docs/data.md",
         "docs/checks.md",
         "docs/scaling.md",
-        "deployment/README.md",
     ],
 )
 def test_every_link_leads_somewhere(page: str) -> None:

@@ -177,7 +177,9 @@ WRONG = [
         (["x" * 65], "tags.0"), (["a\nb"], "tags.0"), ([None], "tags.0"), ([["a"]], "tags.0"),
     )
 ] + [
-    ("metadata", value, "metadata") for value in ([], "a", 7, {"a": "x" * 4096}, {"a": "\0"}, {"a": "\ud800"})
+    ("metadata", value, "metadata") for value in ([], "a", 7, {"a": "x" * 4096}, {"\0": 1})
+] + [
+    ("metadata", value, "metadata.a") for value in ({"a": "\0"}, {"a": "\ud800"})
 ]  # fmt: skip
 
 
