@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import django_stubs_ext
+from celery.schedules import crontab
 from django.templatetags.static import static
 from django.urls import reverse_lazy
 
@@ -325,7 +326,8 @@ CELERY_BEAT_SCHEDULE = {
         "schedule": float(SWEEP_INTERVAL_SECONDS),
     },
     "make partitions ahead": {"task": "mailqueue.partitions", "schedule": 600.0},
-    "prune what is old": {"task": "mailqueue.prune", "schedule": 86_400.0},
+    # By the clock: a day that is counted from beat's start never ends where beat is started anew each day.
+    "prune what is old": {"task": "mailqueue.prune", "schedule": crontab(hour="3", minute="17")},
 }
 #: What Celery is given (config/celery.py).
 CELERY = {
