@@ -61,10 +61,11 @@ def at_stake() -> int:
     """How many mails would be sent as soon as workers start, of which nobody knows whether they were sent already."""
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT (SELECT count(*) FROM tasks_due WHERE due_at <= now()) + (SELECT sum(held) FROM tasks_claim)"
+            """SELECT (SELECT count(*) FROM tasks_due WHERE due_at <= now())
+                + (SELECT coalesce(sum(held), 0) FROM tasks_claim)"""
         )
         (mails,) = cursor.fetchone()
-    return int(mails or 0)
+    return int(mails)
 
 
 def hold() -> int:

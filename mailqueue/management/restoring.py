@@ -1,7 +1,5 @@
 """What `restore` and `after_restore` have in common."""
 
-from typing import Any
-
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from mailqueue import restored
@@ -48,6 +46,3 @@ class RestoringCommand(BaseCommand):
                 "and run after_restore again, before workers start."
             )
         self.stdout.write("CREDENTIAL_KEYS open every secret in it. Workers may start.")
-
-    def handle(self, *args: Any, **options: Any) -> None:
-        raise NotImplementedError
