@@ -42,8 +42,8 @@ SETTINGS = {
 }
 #: An orchestrator needs a moment (seconds).
 REVIVED_AFTER = 0.3
-#: What a worker that was told to go may take (seconds); its pod has 30.
-GRACE = 30.0
+#: What a worker that was told to go may take (seconds): what docker-compose.yml gives it. By its own deadlines 36 at worst.
+GRACE = 45.0
 #: The small disk: room for PostgreSQL and these runs (tmpfs's size).
 DISK = "1g"
 WEBS, WORKERS, BEATS = ("web1", "web2"), ("worker1", "worker2", "worker3"), ("beat1", "beat2")
