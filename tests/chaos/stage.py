@@ -42,7 +42,7 @@ SETTINGS = {
 }
 #: An orchestrator needs a moment (seconds).
 REVIVED_AFTER = 0.3
-#: What a worker that was told to go may take (seconds): what docker-compose.yml gives it. By its own deadlines 36 at worst.
+#: What a worker that was told to go may take (seconds), as in docker-compose.yml; by its own deadlines 36 at worst.
 GRACE = 45.0
 #: The small disk: room for PostgreSQL and these runs (tmpfs's size).
 DISK = "1g"
