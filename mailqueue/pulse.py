@@ -17,6 +17,7 @@ from celery import bootsteps
 from django.conf import settings
 
 from mailqueue import alive
+from mailqueue.forking import NO_FORK
 from tasks import doorbell
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,8 @@ class PulseStep(bootsteps.StartStopStep):
     def _watch(self) -> None:
         is_well = True
         while True:
-            was_well, is_well = is_well, self.is_well()
+            with NO_FORK:
+                was_well, is_well = is_well, self.is_well()
             if is_well:
                 touch(*self._programs)
             elif was_well:

@@ -15,6 +15,7 @@ import redis
 from celery import bootsteps
 from django.conf import settings
 
+from mailqueue.forking import NO_FORK
 from tasks import doorbell
 
 logger = logging.getLogger(__name__)
@@ -46,9 +47,10 @@ class StandbyStep(bootsteps.StartStopStep):
         missed = unheard = 0
         while not self._stopped.wait(LOOK_EVERY):
             try:
-                if not doorbell.is_ticking():
-                    doorbell.call()  # beat is gone: look at the table in its place
-                unheard = unheard + 1 if doorbell.is_unheard() else 0
+                with NO_FORK:
+                    if not doorbell.is_ticking():
+                        doorbell.call()  # beat is gone: look at the table in its place
+                    unheard = unheard + 1 if doorbell.is_unheard() else 0
                 missed = 0
             except redis.RedisError:
                 missed, unheard = missed + 1, 0
