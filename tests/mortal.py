@@ -57,9 +57,8 @@ class MortalCourier:
         asyncio.run_coroutine_threadsafe(self._break_off(), self.courier._loop).result()
         self.courier._loop.call_soon_threadsafe(self.courier._loop.stop)
         self.courier._thread.join()
-        self.courier._close_database_connections()
         # What PostgreSQL was doing for it ends long before the next worker starts; so here too.
-        self.courier._ledger_threads.shutdown(wait=True)
+        self.courier._threads.close(wait=True)
         if self.courier._journal._fd is not None:
             os.close(self.courier._journal._fd)
 

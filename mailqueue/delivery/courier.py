@@ -1,8 +1,8 @@
 """The drain loop of one worker process: claim in groups, send over kept connections, settle in groups.
 
 One event loop in a thread of its own does all the SMTP and outlives the single drain, so that idle connections
-are looked after and a hanging relay holds up no job. The ledger is written from two more threads, for the
-database must not stop the loop.
+are looked after and a hanging relay holds up no job. What becomes of one mail is attempt.py's; the ledger is written
+from threads beside the loop.
 """
 
 import asyncio
@@ -10,33 +10,32 @@ import contextlib
 import logging
 import math
 import threading
-import time
 import uuid
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
-from functools import partial
 from random import uniform
 from typing import Any, ParamSpec, TypeVar
 
 import uvloop
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError, OperationalError, connection
+from django.db import DatabaseError, InterfaceError, OperationalError
 from django.utils import timezone
 
 from mailqueue import workers
-from mailqueue.delivery import breaker, journal, magic, recovery, replies, retry
+from mailqueue.delivery import breaker, journal, magic, recovery, retry
+from mailqueue.delivery.attempt import Attempts
 from mailqueue.delivery.clerk import Clerk
 from mailqueue.delivery.hand import Hand, Lease, Report
-from mailqueue.delivery.handshake import Relay, SessionError
 from mailqueue.delivery.journal import Journal, UnwritableError
+from mailqueue.delivery.ledger_threads import LedgerThreads
 from mailqueue.delivery.pool import Pool
-from mailqueue.delivery.replies import Answer, Fault, Meaning, Verdict
+from mailqueue.delivery.replies import Answer, Meaning
 from mailqueue.delivery.routes import Route
 from tasks import counters, doorbell, ledger
 from tasks.ledger import Claimed, Settlement
-from tasks.states import Phase, Status
+from tasks.states import Status
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +53,6 @@ BETWEEN_CLAIMS = 0.01
 PAUSE_BETWEEN_CLAIMS = 0.02
 #: How long (seconds) a worker that cannot write its journal claims nothing.
 UNWRITABLE_PAUSE = 2.0
-#: Attempts that went well are told at INFO up to so many a second, so that a call can be followed to its mail; beyond
-#: that, where there are thousands, at DEBUG.
-TOLD_A_SECOND = 20
-#: One claims while the other settles.
-LEDGER_THREADS = 2
 
 
 class Courier:
@@ -70,17 +64,16 @@ class Courier:
         self.lease_seconds = settings.MAIL_LEASE_SECONDS
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="courier", daemon=True)
-        self._ledger_threads = ThreadPoolExecutor(LEDGER_THREADS, thread_name_prefix="ledger")
+        self._threads = LedgerThreads()
         self._pool = Pool()
         self._journal = Journal(settings.JOURNAL_DIR, worker)
         self._clerk = Clerk(worker, self._journal)
+        self._attempts = Attempts(self._pool, self._journal, self._threads)
         self._hands: dict[int, Hand] = {}
         self._leases: dict[uuid.UUID, Lease] = {}
         self._in_hand = self._sent = 0
         self._started_at = timezone.now()
         self._connections = 0
-        #: A second of the loop, and how many attempts that went well it has had.
-        self._told = (0, 0)
         #: Hands that have mails and no session, for want of a connection.
         self._queueing: deque[Hand] = deque()
         self._last_owner = 0
@@ -124,7 +117,7 @@ class Courier:
 
     def aside(self, deed: Callable[[], T]) -> T:
         """Does something with the ledger on the courier's own connection, through restarts of PostgreSQL."""
-        done: T = self._call(self._persistently(deed))
+        done: T = self._call(self._threads.persistently(deed))
         return done
 
     def stop(self, seconds: float) -> None:
@@ -136,20 +129,7 @@ class Courier:
         if not self._thread.is_alive():  # else it may still send, and note it
             self._clerk.release()
             self._journal.close()
-        self._close_database_connections()
-
-    def _close_database_connections(self) -> None:
-        """Each ledger thread has its own, and must close it itself."""
-        together = threading.Barrier(LEDGER_THREADS)
-
-        def close() -> None:
-            with contextlib.suppress(threading.BrokenBarrierError):
-                together.wait(1)  # so that no thread does it twice, and another not at all
-            connection.close()
-
-        for _ in range(LEDGER_THREADS):
-            self._ledger_threads.submit(close)
-        self._ledger_threads.shutdown(wait=False)
+        self._threads.close()
 
     def _call(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
@@ -181,7 +161,7 @@ class Courier:
             chore.cancel()
         self._pool.close()
         with contextlib.suppress(DatabaseError):
-            await self._in_thread(workers.leave, self.worker)
+            await self._threads.once(workers.leave, self.worker)
         await asyncio.sleep(0)
 
     async def _drain(self, seconds: float) -> Report:
@@ -209,7 +189,7 @@ class Courier:
             if claimed:
                 report.claimed += len(claimed)
                 if len(claimed) == room or self._has_filled_a_hand(claimed):
-                    await self._in_thread(doorbell.call_for_help)
+                    await self._threads.once(doorbell.call_for_help)
                 elif not self._last_owner:
                     # That was all there is; a claim now would only stand in the way of the mails just claimed.
                     await asyncio.sleep(BETWEEN_CLAIMS)
@@ -231,7 +211,7 @@ class Courier:
     async def _claim(self, room: int) -> list[Claimed]:
         rooms = {hand.owner_id: (hand.room(), hand.urgent_room()) for hand in self._hands.values()}
         started = self._loop.time()
-        claimed, found, opens_in = await self._in_thread(
+        claimed, found, opens_in = await self._threads.once(
             self._clerk.claim, room, self.lease_seconds, rooms, self._last_owner
         )
         if opens_in is not None:
@@ -296,26 +276,22 @@ class Courier:
             self._set_to_work(waiting, waiting.route)
 
     async def _deliver(self, hand: Hand, mail: Claimed) -> None:
-        if self._leases[mail.token].until <= self._loop.time():
+        # The lease as it is now: renewed or not meanwhile, no transaction lasts longer than one.
+        ends_at = self._leases[mail.token].until
+        if ends_at <= self._loop.time():
             # We slept through our lease: another worker may have it.
             self._drop(mail)
             return
-        started, route, is_magic = time.monotonic(), hand.route, magic.is_magic(mail.recipient)
+        route = hand.route
         try:
-            answer = await (self._conjure(mail) if is_magic else self._transact(route.relay, mail))
-            verdict = replies.read(answer)
+            answer, verdict, duration_ms = await self._attempts.make(mail, route.relay, ends_at)
         except UnwritableError as error:
             logger.exception("journal_unwritable", extra={"task_id": mail.id})
             self._note(mail, ledger.put_back(mail, f"The worker cannot write its journal: {error}"[:500]))
             return
-        except Exception:
-            # Put off and counted first, so that a mail that makes us raise stops nobody, then told.
-            logger.exception("delivery_raised", extra={"task_id": mail.id})
-            answer = Answer(Phase.CONNECT, text="The service failed while sending; its log says why.")
-            verdict = Verdict(Meaning.TEMPORARY)
-        duration_ms = int((time.monotonic() - started) * 1000)
-        self._tell(mail, answer, verdict, duration_ms)
-        if not is_magic and await self._account_must_wait(hand, route, answer, verdict.meaning):
+        if not magic.is_magic(mail.recipient) and await self._account_must_wait(
+            hand, route, answer, verdict.meaning
+        ):
             self._park(hand, mail, answer)
         elif verdict.meaning is Meaning.ACCEPTED:
             self._note(mail, retry.accepted(mail, answer, duration_ms))
@@ -328,67 +304,6 @@ class Courier:
                 ),
             )
 
-    def _tell(self, mail: Claimed, answer: Answer, verdict: Verdict, duration_ms: int) -> None:
-        """To the log, with the id of the call that handed the mail over; what the relay said is on the task, for its
-        owner to read."""
-        level = logging.DEBUG if verdict.meaning is Meaning.ACCEPTED and self._is_a_flood() else logging.INFO
-        if logger.isEnabledFor(level):
-            tried = {"task_id": mail.id, "request_id": mail.request_id, "number": mail.try_count}
-            came = {"meaning": verdict.meaning.name.lower(), "phase": answer.phase.label, "code": answer.code}
-            logger.log(level, "attempt", extra=tried | came | {"duration_ms": duration_ms})
-
-    def _is_a_flood(self) -> bool:
-        """Whether this second has had its TOLD_A_SECOND of what went well."""
-        second = int(self._loop.time())
-        self._told = (second, self._told[1] + 1 if self._told[0] == second else 1)
-        return self._told[1] > TOLD_A_SECOND
-
-    async def _transact(self, relay: Relay | None, mail: Claimed) -> Answer:
-        """One transaction; a kept connection that turns out to be dead is replaced once."""
-        if relay is None:
-            return Answer(Phase.AUTH, fault=Fault.UNREADABLE_PASSWORD)
-        # The lease as it is now: renewed or not meanwhile, no transaction lasts longer than one.
-        ends_at = self._leases[mail.token].until
-        while True:
-            try:
-                session = await self._pool.take(relay, ends_at)
-            except SessionError as error:
-                return error.answer
-            was_kept = session.transactions > 0
-            try:
-                raw = await self._content(mail)
-                answer = await session.send(
-                    mail.sender,
-                    mail.recipient,
-                    raw,
-                    before_dot=partial(self._journal.dot, mail),
-                    ends_at=ends_at,
-                )
-            finally:
-                self._pool.give(relay, session)
-            is_gone = answer.fault is Fault.LOST or answer.code == 421
-            if not (was_kept and is_gone and answer.phase in (Phase.MAIL, Phase.RCPT)):
-                self._journal_reply(mail, answer)
-                return answer
-
-    async def _content(self, mail: Claimed) -> bytes:
-        """A large mail is read when a session has come to it, so that memory holds as many as there are sessions."""
-        return mail.raw if mail.raw is not None else await self._persistently(ledger.content, mail.id)
-
-    def _journal_reply(self, mail: Claimed, answer: Answer) -> None:
-        """A disk that is full now must not cost us the answer, which we have."""
-        try:
-            self._journal.reply(mail, answer)
-        except UnwritableError:
-            logger.exception("journal_unwritable", extra={"task_id": mail.id})
-
-    async def _conjure(self, mail: Claimed) -> Answer:
-        """What the magic address says, which is nothing about the account; taken means kept in the sandbox."""
-        answer = await magic.answer(mail.recipient, mail.try_count)
-        if answer is magic.TAKEN:
-            await self._persistently(magic.announce, mail.sender, mail.recipient, await self._content(mail))
-        return answer
-
     async def _account_must_wait(self, hand: Hand, route: Route, answer: Answer, meaning: Meaning) -> bool:
         """Tells the breaker what it has to know of this answer, which is nothing of most; whether it is open.
 
@@ -396,14 +311,16 @@ class Courier:
         """
         if breaker.concerns(answer, meaning):
             hand.route = replace(hand.route, has_missed=True)
-            return await self._persistently(breaker.trip, hand.owner_id, route.relay, answer, meaning)
+            return await self._threads.persistently(breaker.trip, hand.owner_id, route.relay, answer, meaning)
         if meaning is Meaning.ACCEPTED and (hand.route.is_unproven or hand.route.has_missed):
             # Before the wait, so that the sessions beside this one do not tell it too.
             hand.route = replace(hand.route, is_unproven=False, has_missed=False)
-            await self._persistently(breaker.close, hand.owner_id, route.relay, "The relay took a mail.")
+            await self._threads.persistently(
+                breaker.close, hand.owner_id, route.relay, "The relay took a mail."
+            )
         elif answer.code is not None and hand.route.has_missed:
             hand.route = replace(hand.route, has_missed=False)
-            await self._persistently(breaker.answered, hand.owner_id)
+            await self._threads.persistently(breaker.answered, hand.owner_id)
         return False
 
     def _park(self, hand: Hand, mail: Claimed, answer: Answer) -> None:
@@ -434,7 +351,9 @@ class Courier:
             if not batch:
                 continue
             async with self._writing:
-                ours = await self._persistently(self._clerk.settle, [settlement for _, settlement in batch])
+                ours = await self._threads.persistently(
+                    self._clerk.settle, [settlement for _, settlement in batch]
+                )
             for mail, settlement in batch:
                 if mail.id in ours:
                     self._report.count(settlement.status)
@@ -464,8 +383,8 @@ class Courier:
         """Settles what dead workers of this host held, before the first claim."""
         for path in journal.files_of(settings.JOURNAL_DIR, self.worker):
             try:
-                if await self._persistently(recovery.recover, path):
-                    await self._in_thread(doorbell.call)
+                if await self._threads.persistently(recovery.recover, path):
+                    await self._threads.once(doorbell.call)
             except Exception:  # there the lease is left to decide; new mail must go out
                 logger.exception("recovery_failed", extra={"journal": str(path)})
 
@@ -476,7 +395,7 @@ class Courier:
                 continue
             started = self._loop.time()
             async with self._writing:
-                held = await self._persistently(ledger.renew, list(self._leases), self.lease_seconds)
+                held = await self._threads.persistently(ledger.renew, list(self._leases), self.lease_seconds)
             for token in held & self._leases.keys():
                 self._leases[token].until = started + self.lease_seconds
 
@@ -495,46 +414,14 @@ class Courier:
             if news != told or self._loop.time() >= beats_at:
                 told, beats_at = news, self._loop.time() + workers.BEAT_EVERY
                 try:
-                    await self._in_thread(workers.beat, self.worker, *news, self._started_at)
-                    await self._in_thread(counters.fold)
+                    await self._threads.once(workers.beat, self.worker, *news, self._started_at)
+                    await self._threads.once(counters.fold)
                 except DatabaseError as error:
                     logger.warning("heartbeat_failed", extra={"error": str(error)})
             await asyncio.sleep(workers.TELL_EVERY)
-
-    # The ledger's threads ---------------------------------------------------------------------------
-
-    async def _in_thread(self, deed: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._loop.run_in_executor(
-            self._ledger_threads, lambda: _with_connection(deed, *args, **kwargs)
-        )
-
-    async def _persistently(self, deed: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Until it is done: a restart of PostgreSQL must not lose a result."""
-        pause = 0.1
-        while True:
-            try:
-                return await self._in_thread(deed, *args, **kwargs)
-            except (OperationalError, InterfaceError) as error:
-                logger.warning("database_away", extra={"error": str(error)})
-                await asyncio.sleep(pause * uniform(0.5, 1.5))  # noqa: S311 -- spreads load, guards nothing
-                pause = min(pause * 2, 5)
 
 
 async def _within(seconds: float, event: asyncio.Event) -> None:
     """Waits for it so long at most."""
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(event.wait(), max(seconds, 0))
-
-
-def _with_connection(deed: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """The thread's own connection is kept as long as it works; Celery's fixup does not see it."""
-    try:
-        if connection.connection is None:
-            with connection.cursor() as cursor:
-                # A plan is kept as long as the connection. One that was made while the table was small must not read
-                # all of it when it has grown.
-                cursor.execute("SET enable_seqscan = off")
-        return deed(*args, **kwargs)
-    except (OperationalError, InterfaceError):
-        connection.close()
-        raise

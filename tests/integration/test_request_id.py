@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from accounts.models import User
-from mailqueue.delivery import courier as couriers
+from mailqueue.delivery import attempt
 from mailqueue.delivery.courier import Courier
 from tasks.models import MailTask
 from tests.factories import client_of, make_due, sending_user
@@ -41,7 +41,7 @@ def test_it_stands_in_the_log_of_every_attempt(
     relay: Relay, owner: User, courier: Courier, caplog: pytest.LogCaptureFixture
 ) -> None:
     relay.on("rcpt", "451 4.3.0 later", to=MAIL["recipient_email"])
-    with caplog.at_level(logging.DEBUG, "mailqueue.delivery.courier"):
+    with caplog.at_level(logging.DEBUG, "mailqueue.delivery.attempt"):
         pk = (
             client_of(owner)
             .post("/api/v1/task/enqueue", MAIL, "json", HTTP_X_REQUEST_ID="order-4711")
@@ -60,14 +60,14 @@ def test_it_stands_in_the_log_of_every_attempt(
 
 @pytest.fixture(params=[20, 0])
 def told_a_second(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(couriers, "TOLD_A_SECOND", request.param)
+    monkeypatch.setattr(attempt, "TOLD_A_SECOND", request.param)
     return int(request.param)
 
 
 def test_what_goes_well_is_told_unless_there_is_a_flood_of_it(
     owner: User, courier: Courier, caplog: pytest.LogCaptureFixture, told_a_second: int
 ) -> None:
-    with caplog.at_level(logging.INFO, "mailqueue.delivery.courier"):
+    with caplog.at_level(logging.INFO, "mailqueue.delivery.attempt"):
         client_of(owner).post("/api/v1/task/enqueue", MAIL, "json", HTTP_X_REQUEST_ID="order-4713")
         courier.drain(60)
     assert MailTask.objects.get().attempts.exists()
@@ -76,18 +76,19 @@ def test_what_goes_well_is_told_unless_there_is_a_flood_of_it(
 
 
 def test_each_second_has_its_own_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(couriers, "TOLD_A_SECOND", 2)
+    monkeypatch.setattr(attempt, "TOLD_A_SECOND", 2)
     clock = [7.0, 7.1, 7.2, 7.9, 8.0, 8.5, 8.9, 20.0]
     times = iter(clock)
-    one: Any = SimpleNamespace(_told=(0, 0), _loop=SimpleNamespace(time=lambda: next(times)))
-    found = [Courier._is_a_flood(one) for _ in clock]
+    monkeypatch.setattr(attempt, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    one: Any = SimpleNamespace(_told=(0, 0))
+    found = [attempt.Attempts._is_a_flood(one) for _ in clock]
     assert found == [False, False, True, True, False, False, True, False]
 
 
 def test_all_mails_of_a_batch_have_the_same(
     relay: Relay, owner: User, courier: Courier, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.DEBUG, "mailqueue.delivery.courier"):
+    with caplog.at_level(logging.DEBUG, "mailqueue.delivery.attempt"):
         batch = {"messages": [MAIL, MAIL | {"tags": ["a"]}]}
         client_of(owner).post("/api/v1/task/enqueue/batch", batch, "json", HTTP_X_REQUEST_ID="order-4712")
         courier.drain(60)
