@@ -14,7 +14,7 @@ import psycopg
 from django.core.exceptions import EmptyResultSet
 from django.db import OperationalError, connection, transaction
 
-from tasks import counters, statements
+from tasks import counters, prepared, statements
 from tasks.models import MailContent, MailTask, MailTaskQuerySet
 from tasks.states import TRANSITIONS, CancelReason, Lane, OnUncertain, Outcome, Phase, PutOff, Status
 
@@ -94,7 +94,7 @@ def enter(
         "request_id": request_id,
     }
     statement = statements.ENTER_TAGGED if tags else statements.ENTER
-    rows = _run(statements.ENTER_ONE_TIME if is_one_time else statement, parameters)
+    rows = prepared.rows(statements.ENTER_ONE_TIME if is_one_time else statement, parameters)
     for task_id, is_suppressed in rows:
         task.pk = task_id
         if is_suppressed:
@@ -146,7 +146,7 @@ def enter_many(
         "tag_positions": _array([at for _, at, _ in tags]),
         "tags": [tag for _, _, tag in tags],
     }
-    rows = _run(statements.ENTER_MANY_TAGGED if tags else statements.ENTER_MANY, parameters)
+    rows = prepared.rows(statements.ENTER_MANY_TAGGED if tags else statements.ENTER_MANY, parameters)
     return [
         (task_id, Status.CANCELLED if is_suppressed else mail.status)
         for (task_id, is_suppressed), mail in zip(rows, mails, strict=False)
@@ -171,13 +171,15 @@ def claim(
     total = sum(LANE_WEIGHTS.values())
     quotas = {lane: max(1, limit * weight // total) for lane, weight in LANE_WEIGHTS.items()}
     parameters = _turns(quotas, room, rooms or {}, after, OWNERS_A_TURN)
-    rows = _run(statements.CLAIM, parameters | {"limit": limit, "lease": lease_seconds, "token": token})
+    rows = prepared.rows(
+        statements.CLAIM, parameters | {"limit": limit, "lease": lease_seconds, "token": token}
+    )
     return [Claimed._make((token, *row)) for row in rows]
 
 
 def is_anything_due() -> bool:
     """Whether a claim would find something; as cheap as the claim's first step."""
-    rows = _run(statements.IS_ANYTHING_DUE, _turns(dict.fromkeys(Lane, 1), 1, {}, after=0, turns=1))
+    rows = prepared.rows(statements.IS_ANYTHING_DUE, _turns(dict.fromkeys(Lane, 1), 1, {}, after=0, turns=1))
     return bool(rows[0][0])
 
 
@@ -202,7 +204,7 @@ def settle(settlements: Sequence[Settlement], worker: str) -> set[int]:
         if one.status not in TRANSITIONS[Status.PROCESSING]:
             raise ValueError(f"A mail in process cannot become {one.status.label}.")
     suppressed = [one.id for one in settlements if one.suppress]
-    rows = _run(
+    rows = prepared.rows(
         statements.SETTLE_LISTING if suppressed else statements.SETTLE,
         {
             "worker": worker,
@@ -238,13 +240,13 @@ def _times(times: Sequence[datetime | None]) -> str:
 
 def renew(tokens: Sequence[uuid.UUID], lease_seconds: float) -> set[uuid.UUID]:
     """Extends leases that are still held; the tokens that hold anything."""
-    rows = _run(statements.RENEW, {"lease": lease_seconds, "tokens": list(tokens)})
+    rows = prepared.rows(statements.RENEW, {"lease": lease_seconds, "tokens": list(tokens)})
     return {row[0] for row in rows}
 
 
 def held(tokens: Sequence[uuid.UUID]) -> list[Claimed]:
     """The mails that are in process under these claim tokens, without their content."""
-    return [Claimed(*row) for row in _run(statements.HELD, {"tokens": list(tokens)})]
+    return [Claimed(*row) for row in prepared.rows(statements.HELD, {"tokens": list(tokens)})]
 
 
 #: What becomes of a mail when its worker died and nobody knows how far it came.
@@ -270,10 +272,10 @@ def rescue(claims: int = 10) -> int:
             outcome=Outcome.LOST,
             reply="The worker died with it in hand.",
         )
-        for pk, token, on_uncertain, deaths in _run(statements.LOST, {"claims": claims})
+        for pk, token, on_uncertain, deaths in prepared.rows(statements.LOST, {"claims": claims})
     ]
     rescued = settle(lost, "") if lost else set()
-    _run(statements.CLEAR)
+    prepared.rows(statements.CLEAR)
     return len(rescued)
 
 
@@ -309,19 +311,19 @@ def _delay(deaths: int) -> float | None:
 
 def expire(limit: int = 1000) -> int:
     """Cancels what waited beyond its `expires_at`."""
-    ids = [row[0] for row in _run(statements.EXPIRED, {"limit": limit})]
+    ids = [row[0] for row in prepared.rows(statements.EXPIRED, {"limit": limit})]
     return cancel(MailTask.objects.filter(id__in=ids), CancelReason.EXPIRED)
 
 
 def blank(limit: int) -> int:
     """Empties the content of mails that served once and have come to their end; how many."""
-    return len(_run(statements.BLANK, {"limit": limit}))
+    return len(prepared.rows(statements.BLANK, {"limit": limit}))
 
 
 def forgotten(seconds: float, limit: int) -> int:
     """How many, of `limit` at most, have been due and untouched for so long, though nothing holds them back."""
     parameters = _turns(dict.fromkeys(Lane, 1), 1, {}, after=0, turns=limit)
-    return len(_run(statements.FORGOTTEN, parameters | {"seconds": seconds, "limit": limit}))
+    return len(prepared.rows(statements.FORGOTTEN, parameters | {"seconds": seconds, "limit": limit}))
 
 
 #: `due` counts no further; it takes 10 ms.
@@ -332,13 +334,13 @@ def due() -> tuple[int, float]:
     """How many mails could be claimed now, MOST_DUE at most, and since how many seconds the first could. None of
     accounts that are paused or at a limit: no worker could take those."""
     parameters = _turns(dict.fromkeys(Lane, 1), 1, {}, after=0, turns=1)
-    ((count, age),) = _run(statements.DUE, parameters | {"most": MOST_DUE})
+    ((count, age),) = prepared.rows(statements.DUE, parameters | {"most": MOST_DUE})
     return int(count), max(0.0, float(age or 0.0))
 
 
 def forget(ids: Sequence[int]) -> int:
     """Deletes what is at its end, for good; how many. What is kept beside them is the caller's."""
-    return int(_run(statements.FORGET, {"ids": list(ids)})[0][0])
+    return int(prepared.rows(statements.FORGET, {"ids": list(ids)})[0][0])
 
 
 def cancel(tasks: MailTaskQuerySet, reason: CancelReason) -> int:
@@ -365,13 +367,13 @@ def accept(tasks: MailTaskQuerySet) -> int:
 
 def next_id() -> int:
     """An id that no mail has, nor will have."""
-    return int(_run(statements.NEXT_ID)[0][0])
+    return int(prepared.rows(statements.NEXT_ID)[0][0])
 
 
 def hold(why: str, limit: int) -> int:
     """Makes what is due, `limit` at most, and what is in process uncertain, whoever's it is; how many. After a
     restore, before any worker runs."""
-    return int(_run(statements.HOLD, {"why": why, "limit": limit})[0][0])
+    return int(prepared.rows(statements.HOLD, {"why": why, "limit": limit})[0][0])
 
 
 class KeyHeldError(Exception):
@@ -389,7 +391,7 @@ def take_key(owner_id: int, key: str, fingerprint: bytes, kept: timedelta, patie
         "patience": f"{patience * 1000:.0f}ms",
     }
     try:
-        return bool(_run(statements.TAKE_KEY, parameters))
+        return bool(prepared.rows(statements.TAKE_KEY, parameters))
     except OperationalError as error:
         if isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
             raise KeyHeldError from error
@@ -398,20 +400,12 @@ def take_key(owner_id: int, key: str, fingerprint: bytes, kept: timedelta, patie
 
 def keep_answer(owner_id: int, key: str, answer: str) -> None:
     """Notes what a taken key was answered."""
-    _run(statements.KEEP_ANSWER, {"owner_id": owner_id, "key": key, "answer": answer})
+    prepared.rows(statements.KEEP_ANSWER, {"owner_id": owner_id, "key": key, "answer": answer})
 
 
 def content(task_id: int) -> bytes:
     """The mail's bytes; nothing once they have been pruned."""
     return bytes(MailContent.objects.filter(task_id=task_id).values_list("raw", flat=True).first() or b"")
-
-
-def _run(statement: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
-    """The rows. Bound and prepared at the server, with binary answers: Django's own cursors write each value into the
-    text, and PostgreSQL would plan every claim anew, which takes as long as the claim."""
-    connection.ensure_connection()
-    with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as cursor:
-        return cursor.execute(statement, parameters, prepare=True, binary=True).fetchall()
 
 
 def _run_for(statement: str, tasks: MailTaskQuerySet, *values: Any) -> int:

@@ -48,7 +48,7 @@ GROUP = 200
 LINGER = 0.01
 #: After a claim that took all there was the next one waits this long (seconds) for company: mails that come one by
 #: one, hundreds a second, are then claimed in threes and fours, and not each by itself.
-BETWEEN_CLAIMS = 0.01
+BETWEEN_CLAIMS = 0.015
 #: How long (seconds) a claim that found nothing is not repeated while mails are still being sent.
 PAUSE_BETWEEN_CLAIMS = 0.02
 #: How long (seconds) a worker that cannot write its journal claims nothing.

@@ -18,6 +18,10 @@ T = TypeVar("T")
 
 #: One claims while the other settles.
 THREADS = 2
+#: A plan is kept as long as its connection. Left to choose, PostgreSQL makes a new one for each claim, which takes
+#: twice as long as the claim. And one that was made while the table was small must not read all of it when it has
+#: grown.
+SETTINGS = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off"
 
 
 class LedgerThreads:
@@ -62,9 +66,7 @@ def _with_connection(deed: Callable[P, T], *args: P.args, **kwargs: P.kwargs) ->
     try:
         if connection.connection is None:
             with connection.cursor() as cursor:
-                # A plan is kept as long as the connection. One that was made while the table was small must not read
-                # all of it when it has grown.
-                cursor.execute("SET enable_seqscan = off")
+                cursor.execute(SETTINGS)
         return deed(*args, **kwargs)
     except (OperationalError, InterfaceError):
         connection.close()

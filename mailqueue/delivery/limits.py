@@ -14,13 +14,11 @@ from functools import lru_cache
 
 import redis
 from django.conf import settings
-from django.db.models import Min
-from django.db.models.functions import Now
 from django.utils import timezone
 from redis.commands.core import Script
 
 from accounts.models import SmtpAccount
-from tasks import doorbell, ledger
+from tasks import doorbell, ledger, prepared
 from tasks.ledger import Claimed, Settlement
 from tasks.states import PutOff
 
@@ -169,9 +167,13 @@ def _put_off(mail: Claimed, wait: float | None, why: PutOff) -> Settlement:
 
 def next_opening() -> float | None:
     """Seconds until the first account that is at its limit may send again, whichever worker has closed it."""
-    closed = SmtpAccount.objects.filter(limited_until__gt=Now())
-    first = closed.aggregate(first=Min("limited_until"))["first"]
-    return None if first is None else max(0.0, (first - timezone.now()).total_seconds())
+    ((seconds,),) = prepared.rows(_NEXT_OPENING)
+    return None if seconds is None else max(0.0, seconds)
+
+
+_NEXT_OPENING = """
+SELECT date_part('epoch', min(limited_until) - now()) FROM accounts_smtpaccount WHERE limited_until > now()
+"""
 
 
 def close_accounts(closed: Mapping[int, float]) -> None:

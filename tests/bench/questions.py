@@ -9,7 +9,8 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -24,6 +25,7 @@ from django.test import Client  # noqa: E402
 
 from accounts.models import User  # noqa: E402
 from mailqueue import upkeep  # noqa: E402
+from mailqueue.delivery import ledger_threads  # noqa: E402
 from tasks import ledger  # noqa: E402
 from tasks.ledger import Settlement  # noqa: E402
 from tasks.states import Outcome, Phase, Status  # noqa: E402
@@ -55,6 +57,15 @@ def milliseconds(ask: Callable[[], object], calls: int = CALLS) -> float:
         ask()
         took.append((_clock() - began) * 1000)
     return statistics.median(took)
+
+
+@contextmanager
+def with_a_workers_settings() -> Iterator[None]:
+    with connection.cursor() as cursor:
+        cursor.execute(ledger_threads.SETTINGS)
+    yield
+    with connection.cursor() as cursor:
+        cursor.execute("RESET ALL")
 
 
 def claim() -> None:
@@ -105,9 +116,10 @@ def answers() -> dict[str, float]:
         if (status := web.get(path, headers=headers).status_code) != 200:
             raise SystemExit(f"GET {path} answered {status}")
 
-    steady = as_a_worker() if "--steady" in sys.argv else {}
-    return steady | {
-        "claim": milliseconds(claim, CLAIMS),
+    with with_a_workers_settings():
+        claims = as_a_worker() if "--steady" in sys.argv else {}
+        claims["claim"] = milliseconds(claim, CLAIMS)
+    return claims | {
         "dispatch": milliseconds(upkeep.dispatch_due),
         "sweep": milliseconds(sweep),
         "page": milliseconds(lambda: show("/api/v1/task/queue", bearer)),

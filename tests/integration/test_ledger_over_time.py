@@ -36,7 +36,7 @@ from hypothesis.stateful import (
 from accounts.models import SmtpAccount, User
 from mailqueue.delivery import recovery, retry
 from mailqueue.delivery.journal import LeftBehind
-from tasks import counters, ledger
+from tasks import counters, ledger, prepared
 from tasks.models import MailTask, MailTaskQuerySet
 from tasks.states import CancelReason, Lane, OnUncertain, Outcome, Status
 from tests.factories import RAW, UserFactory
@@ -384,8 +384,8 @@ class LedgerOverTime(RuleBasedStateMachine):
     def all_tables_are_as_they_must_be(self) -> None:
         self.stage.steps += 1
         mails = self.model.mails.values()
-        assert ledger._run(ROWS_AND_TICKETS) == [mail.row + mail.ticket for mail in mails]
-        claims = ledger._run(CLAIMS)
+        assert prepared.rows(ROWS_AND_TICKETS) == [mail.row + mail.ticket for mail in mails]
+        claims = prepared.rows(CLAIMS)
         assert {token: until for token, until, *_ in claims} == self.model.leases
         for token, _, held, task_ids, owner_ids in claims:
             mails = self.model.held_under(token)
@@ -402,7 +402,7 @@ class LedgerOverTime(RuleBasedStateMachine):
         there = Counter(mail.status for mail in self.model.mails.values())
         assert {status: figures.in_state(status) for status in Status} == {s: there[s] for s in Status}
         assert figures.dead_letter == MailTask.objects.failures().filter(status=Status.CANCELLED).count()
-        ended = dict(ledger._run("SELECT outcome, count(*)::int FROM tasks_attempt GROUP BY outcome"))
+        ended = dict(prepared.rows("SELECT outcome, count(*)::int FROM tasks_attempt GROUP BY outcome"))
         assert {one: figures.attempts(one) for one in Outcome} == {one: ended.get(one, 0) for one in Outcome}
         assert figures.delivery().total == ended.get(Outcome.ACCEPTED, 0)
 
@@ -441,7 +441,7 @@ class LedgerOverTime(RuleBasedStateMachine):
         believed = {one.pk for one in mails if one.status == Status.SUCCESS and one.is_believed}
         ended = {one.pk for one in mails if one.status in (Status.CANCELLED, Status.UNCERTAIN)}
         assert set(self.model.mails) - delivered - believed - ended == set(), "lost"
-        noted = dict(ledger._run("SELECT task_id, count(*)::int FROM tasks_attempt GROUP BY task_id"))
+        noted = dict(prepared.rows("SELECT task_id, count(*)::int FROM tasks_attempt GROUP BY task_id"))
         assert noted == {one.pk: one.attempts for one in mails if one.attempts}
         self.stage.ends += 1
         self.stage.seen["mails"] += len(mails)
@@ -517,7 +517,7 @@ def test_the_ledger_goes_by_the_clock_that_the_test_moves(clock: Clock) -> None:
     owner = UserFactory()
     for _ in range(8):  # after five times PostgreSQL keeps a plan
         assert User.objects.annotate(at=Now()).values_list("at", flat=True).get(pk=owner.pk) == clock.now
-        assert ledger._run("SELECT now(), statement_timestamp()") == [(clock.now, clock.now)]
+        assert prepared.rows("SELECT now(), statement_timestamp()") == [(clock.now, clock.now)]
         clock.pass_by(3600)
 
 

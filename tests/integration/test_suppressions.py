@@ -13,7 +13,7 @@ from rest_framework.test import APIClient
 
 from accounts.models import User
 from mailqueue.delivery.courier import GROUP, Courier
-from tasks import doorbell, ledger, submission
+from tasks import doorbell, ledger, prepared, submission
 from tasks.ledger import Settlement
 from tasks.models import Attempt, Claim, Due, MailTask
 from tasks.states import CancelReason, Outcome, Phase, Status
@@ -186,9 +186,9 @@ def test_a_dry_run_says_that_it_would_be_cancelled(api: APIClient) -> None:
 def test_an_enqueue_costs_as_many_statements_as_ever(
     api: APIClient, owner: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mail, run = submission.NewMail("jane@example.com", "hello", "Hello."), ledger._run
+    mail, run = submission.NewMail("jane@example.com", "hello", "Hello."), prepared.rows
     statements: list[str] = []
-    monkeypatch.setattr(ledger, "_run", lambda *given: statements.append(given[0]) or run(*given))
+    monkeypatch.setattr(prepared, "rows", lambda *given: statements.append(given[0]) or run(*given))
     submission.submit(owner, mail)
     add(api, "jane@example.com")
     submission.submit(owner, mail)
