@@ -3,7 +3,6 @@
 from typing import Any
 
 from django.http import Http404
-from django.urls import reverse
 from drf_spectacular.utils import OpenApiExample, PolymorphicProxySerializer, extend_schema
 from rest_framework import serializers
 from rest_framework.exceptions import ValidationError
@@ -31,6 +30,7 @@ from tasks.api.views import (
     ResolveView,
     RetryView,
     TaskView,
+    address_of,
     open_account,
     owner_of,
 )
@@ -145,7 +145,7 @@ class TypedTaskView(APIView):
             complaint = "A dry run is made of a plain mail: POST /api/v1/task/enqueue."
             raise ValidationError({"dry_run": [complaint]}, "not_for_typed_tasks")
         answer = once(request, lambda: self._take(request), 202)
-        answer["Location"] = request.build_absolute_uri(reverse("task", args=[answer.data["task_id"]]))
+        answer["Location"] = address_of(request, answer.data["task_id"])
         return answer
 
     def _take(self, request: Request) -> dict[str, Any]:

@@ -102,37 +102,26 @@ class EnqueueSerializer(serializers.Serializer[NewMail]):
         )
 
 
-_INSTEAD = "as it is, in place of the template's"
+class InPlaceOfTheTemplates(Text):
+    """A text of the mail's own, as it is; left out, empty or null it is the template's."""
+
+    def __init__(self, **limits: Any) -> None:
+        super().__init__(
+            trim_whitespace=False,
+            required=False,
+            allow_blank=True,
+            allow_null=True,
+            help_text="as it is, in place of the template's",
+            **limits,
+        )
 
 
 class TemplatedMailSerializer(EnqueueSerializer):
     """A mail made from a template: its subject and its texts are the template's, as far as it brings none itself."""
 
-    subject = Text(
-        max_length=998,
-        trim_whitespace=False,
-        required=False,
-        allow_blank=True,
-        allow_null=True,
-        validators=[headers.refuse_control_characters],
-        help_text=_INSTEAD,
-    )
-    body = Text(
-        max_length=LONGEST_BODY,
-        trim_whitespace=False,
-        required=False,
-        allow_blank=True,
-        allow_null=True,
-        help_text=_INSTEAD,
-    )
-    html_body = Text(
-        max_length=LONGEST_BODY,
-        trim_whitespace=False,
-        required=False,
-        allow_blank=True,
-        allow_null=True,
-        help_text=_INSTEAD,
-    )
+    subject = InPlaceOfTheTemplates(max_length=998, validators=[headers.refuse_control_characters])
+    body = InPlaceOfTheTemplates(max_length=LONGEST_BODY)
+    html_body = InPlaceOfTheTemplates(max_length=LONGEST_BODY)
     template = TemplateReference(
         help_text="the name of one of your templates, for its newest version; or name@version"
     )

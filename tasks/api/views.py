@@ -158,13 +158,18 @@ class EnqueueView(APIView):
             seen = preview(owner_of(request), READER.mail(request.data, owner_of(request)))
             return Response(DryRunSerializer(describe(seen)).data)
         answer = once(request, lambda: self._submit(request), status.HTTP_202_ACCEPTED)
-        answer["Location"] = request.build_absolute_uri(f"{_tasks()}{answer.data['task_id']}")
+        answer["Location"] = address_of(request, answer.data["task_id"])
         return answer
 
     def _submit(self, request: Request) -> dict[str, Any]:
         mail = READER.mail(request.data, owner_of(request))
         with open_account(), within_quota(self, owner_of(request), 1):
             return ACCEPTED.to_representation(submission.submit(owner_of(request), mail))
+
+
+def address_of(request: Request, task_id: int) -> str:
+    """Where the task can be asked for."""
+    return request.build_absolute_uri(f"{_tasks()}{task_id}")
 
 
 @cache
