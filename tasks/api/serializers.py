@@ -231,7 +231,7 @@ class BulkFilterSerializer(QueueFilterSerializer):
 
 
 class BulkFilterSchema(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
-    """Here, unlike elsewhere, a name that nobody knows is refused."""
+    """Here, as in the limits of an account, a name that nobody knows is refused."""
 
     target_class = BulkFilterSerializer
 
