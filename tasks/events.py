@@ -178,9 +178,11 @@ _AFTER_OF = f"{_READ} AND e.owner_id = ANY(%(owners)s::bigint[]) ORDER BY e.id L
 
 def tell(owner_id: int, what: AccountChange, reason: str, until: datetime | None, state: str = "") -> None:
     """Something has happened to an account, which left it in this state; in the caller's transaction."""
-    said = {"owner_id": owner_id, "what": str(what), "reason": reason, "until": until, "state": str(state)}
     with connection.cursor() as cursor:
-        cursor.execute(_TELL, said)
+        cursor.execute(
+            _TELL,
+            {"owner_id": owner_id, "what": str(what), "reason": reason, "until": until, "state": str(state)},
+        )
 
 
 _TELL = """
