@@ -6,8 +6,8 @@ import unicodedata
 from django.core.exceptions import ValidationError
 from django.core.validators import validate_email
 
-#: RFC 5321 4.5.3.1.3, in bytes.
-LONGEST = 254
+#: RFC 5321 4.5.3.1.3, in bytes; and 4.5.3.1.1, before the @.
+LONGEST, LONGEST_LOCAL = 254, 64
 #: Mail to it never leaves the service (RFC 6761: there is no such domain).
 MAGIC_DOMAIN = "sandbox.invalid"
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
@@ -39,7 +39,7 @@ def checked_address(text: str, *, international: bool = False) -> str:
         validate_email(_NOT_ASCII.sub("x", local) + at + domain)
     except ValidationError as error:
         raise _no_address() from error
-    if len(address.encode()) > LONGEST:
+    if len(local.encode()) > LONGEST_LOCAL or len(address.encode()) > LONGEST:
         raise _no_address()
     return address
 

@@ -157,14 +157,17 @@ class SmtpAccount(models.Model):
         """When it was paused and resumed, the newest first."""
         return list(self.events.all()[:SHOWN_EVENTS])
 
-    def reopen(self, why: str = "The SMTP settings were changed.") -> Self:
-        """Forgets what went wrong: nothing is proven, everything may be tried. The caller saves REOPENED, in the
-        same transaction."""
-        if self.paused_until is not None:
+    def reopen(
+        self,
+        why: str = "The SMTP settings were changed.",
+        state: AccountState = AccountState.UNVERIFIED,
+    ) -> Self:
+        """Forgets what went wrong: everything may be tried, and by itself nothing is proven. The caller saves
+        REOPENED, in the same transaction."""
+        was_paused = self.paused_until is not None
+        self.state, self.reason, self.paused_until, self.faults, self.missed = state, "", None, 0, 0
+        if was_paused:
             self.note(AccountChange.RESUMED, why)
-        self.state, self.reason, self.paused_until, self.faults, self.missed = (
-            AccountState.UNVERIFIED, "", None, 0, 0,
-        )  # fmt: skip
         return self
 
     def note(self, what: "AccountChange", reason: str, until: datetime | None = None) -> None:

@@ -3,12 +3,11 @@
 from django.conf import settings
 from django.contrib import admin
 from django.urls import include, path, re_path
-from drf_spectacular.views import SpectacularSwaggerView
 
 from accounts.api import problems
 from accounts.api.problems import reads_only
 from config import health, metrics
-from config.openapi import SchemaView
+from config.openapi import DocsView, SchemaView
 from mailqueue import api as mailqueue_api
 from mailqueue import dashboard
 from mailqueue.otp.api import VerifyView
@@ -35,7 +34,7 @@ urlpatterns = [
     path("metrics", reads_only(metrics.metrics)),
     path("stats", mailqueue_api.StatsView.as_view()),
     path("api/schema", SchemaView.as_view(), name="schema"),
-    path("api/docs", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
+    path("api/docs", DocsView.as_view(url_name="schema"), name="docs"),
     path("api/v1/", include("accounts.api.urls")),
     path("api/v1/user/<int:pk>/smtp/test", mailqueue_api.SmtpTestView.as_view()),
     path("api/v1/task/", TypedTaskView.as_view()),

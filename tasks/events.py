@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from django.db import connection, models
 from django.db.models.functions import Now
 
-from accounts.models import AccountChange, AccountEvent, User
+from accounts.models import AccountChange, AccountEvent, AccountState, User
 from tasks.states import CancelReason, Outcome, Status
 
 #: How long an event can be read, and how many are let go at a time.
@@ -69,6 +69,8 @@ class EventRow(models.Model):
     until = models.DateTimeField(null=True)
     #: Of an account's event: what happened to it.
     account = models.CharField(max_length=10, db_default="")
+    #: And the state that it then had, as GET /user/{id} shows it; empty where an older release wrote it.
+    account_state = models.CharField(max_length=10, db_default="")
 
     class Meta:
         db_table = "tasks_event"
@@ -166,7 +168,7 @@ WHERE locktype = 'relation' AND relation = 'tasks_event'::regclass AND mode = 'R
 """
 _READ = """
 SELECT e.id, e.owner_id, e.task_id, e.at, e.status, e.cancel_reason, e.outcome, e.try_count, e.code, e.reply, e.until,
-       e.account, t.max_tries, t.recipient, t.message_id
+       e.account, e.account_state, t.max_tries, t.recipient, t.message_id
 FROM tasks_event e LEFT JOIN tasks_mailtask t ON t.id = e.task_id
 WHERE e.id > %(position)s AND e.id <= %(end)s
 """
@@ -174,15 +176,18 @@ _AFTER = f"{_READ} ORDER BY e.id LIMIT %(limit)s"
 _AFTER_OF = f"{_READ} AND e.owner_id = ANY(%(owners)s::bigint[]) ORDER BY e.id LIMIT %(limit)s"
 
 
-def tell(owner_id: int, what: AccountChange, reason: str, until: datetime | None) -> None:
-    """Something has happened to an account; in the caller's transaction."""
+def tell(owner_id: int, what: AccountChange, reason: str, until: datetime | None, state: str = "") -> None:
+    """Something has happened to an account, which left it in this state; in the caller's transaction."""
     with connection.cursor() as cursor:
-        cursor.execute(_TELL, {"owner_id": owner_id, "what": str(what), "reason": reason, "until": until})
+        cursor.execute(
+            _TELL,
+            {"owner_id": owner_id, "what": str(what), "reason": reason, "until": until, "state": str(state)},
+        )
 
 
 _TELL = """
-INSERT INTO tasks_event (owner_id, at, reply, until, account)
-SELECT owner_id, now(), %(reason)s, %(until)s, %(what)s FROM tasks_listener
+INSERT INTO tasks_event (owner_id, at, reply, until, account, account_state)
+SELECT owner_id, now(), %(reason)s, %(until)s, %(what)s, %(state)s FROM tasks_listener
 WHERE owner_id = %(owner_id)s AND (until IS NULL OR until > now())
 """
 
@@ -190,7 +195,8 @@ WHERE owner_id = %(owner_id)s AND (until IS NULL OR until > now())
 def tell_of_account(instance: AccountEvent, created: bool, **_signal: Any) -> None:
     """Receiver of Django's post_save, inside its transaction."""
     if created:
-        tell(instance.account_id, AccountChange(instance.what), instance.reason, instance.until)
+        what, state = AccountChange(instance.what), instance.account.state
+        tell(instance.account_id, what, instance.reason, instance.until, state)
 
 
 def prune() -> int:
@@ -270,11 +276,17 @@ def _event(row: Sequence[Any]) -> Event:
         reply,
         until,
         account,
-    ) = row[:12]
+        account_state,
+    ) = row[:13]
     if account:
-        data = {"state": account, "reason": reply, "until": _said(until), "at": _said(at)}
+        data = {
+            "state": _state(account, account_state),
+            "reason": reply,
+            "until": _said(until),
+            "at": _said(at),
+        }
         return Event(position, owner_id, None, f"account.{account}", at, data)
-    max_tries, recipient, message_id = row[12:]
+    max_tries, recipient, message_id = row[13:]
     data = task_data(
         task_id=task_id,
         status=status,
@@ -290,6 +302,11 @@ def _event(row: Sequence[Any]) -> Event:
         at=at,
     )
     return Event(position, owner_id, task_id, name_of(Status(status), cancel_reason, outcome), at, data)
+
+
+def _state(what: str, state: str) -> str:
+    """`paused` whenever mail waits, though settings that were never proven may stay unverified meanwhile."""
+    return AccountState.PAUSED if what == AccountChange.PAUSED else state or AccountState.ACTIVE
 
 
 def _said(at: datetime | None) -> str | None:

@@ -197,10 +197,6 @@ class MailTask(models.Model):
         return f"{self.pk} to {self.recipient}"
 
     @property
-    def tries_left(self) -> int:
-        return self.max_tries - self.try_count
-
-    @property
     def details(self) -> dict[str, Any]:
         """See MailContent; nothing once the content has been pruned."""
         content = getattr(self, "content", None)

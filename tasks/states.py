@@ -77,6 +77,8 @@ class Outcome(models.IntegerChoices):
     LOST = 4, "lost"  # its worker died; what became of it is not known
 
 
+#: Tries of a mail whose last one met a full mailbox (4.2.2): such a box is seldom emptied within a day.
+FULL_MAILBOX_TRIES = 3
 #: Waiting for its time: claimable as soon as `due_at` has come.
 WAITING = (Status.QUEUED, Status.FAILED, Status.SCHEDULED)
 FINAL = (Status.SUCCESS, Status.CANCELLED)

@@ -1,20 +1,26 @@
 """Why is it waiting? A word, a time and a sentence for every unfinished task."""
 
+import re
 from datetime import datetime
 from typing import TypedDict
 
 from accounts.models import SmtpAccount
 from tasks.models import MailTask
-from tasks.states import WAITING, PutOff, Status
+from tasks.states import FULL_MAILBOX_TRIES, WAITING, PutOff, Status
 
 
 class Waiting(TypedDict):
-    """`until` is None where nobody can say; `tries_left` counts the tries not used up."""
+    """`until` is None where nobody can say; `tries_left` counts the tries not used up, if they
+    fail as the last one did."""
 
     reason: str
     until: datetime | None
     detail: str
     tries_left: int
+
+
+#: A full mailbox, as mailqueue/delivery/replies.py reads it; tests/unit/test_retry.py holds the two together.
+_FULL = re.compile(r"[45]\d\d 4\.2\.2\b(?!.*gr[ae]ylist)", re.IGNORECASE)
 
 
 def explain(task: MailTask, account: SmtpAccount, now: datetime) -> Waiting | None:
@@ -47,4 +53,12 @@ def explain(task: MailTask, account: SmtpAccount, now: datetime) -> Waiting | No
 
 
 def _waiting(task: MailTask, reason: str, until: datetime | None, detail: str) -> Waiting:
-    return {"reason": reason, "until": until, "detail": detail, "tries_left": task.tries_left}
+    return {"reason": reason, "until": until, "detail": detail, "tries_left": _tries_left(task)}
+
+
+def _tries_left(task: MailTask) -> int:
+    most = task.max_tries
+    # A person's retry begins anew, whatever the reply before it was.
+    if task.try_count and _FULL.match(task.last_reply):
+        most = min(most, FULL_MAILBOX_TRIES)
+    return max(0, most - task.try_count)

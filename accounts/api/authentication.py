@@ -58,12 +58,15 @@ class BearerAuthentication(JWTAuthentication):
         return user, found
 
     def get_raw_token(self, header: bytes) -> bytes | None:
-        try:
-            return super().get_raw_token(header)
-        except AuthenticationFailed as error:
+        """Any case of the scheme will do (RFC 9110, 11.1); the library's own reading takes one alone."""
+        words = header.split()
+        if not words or words[0].lower() != b"bearer":
+            return None
+        if len(words) != 2:
             raise AuthenticationFailed(
                 "Authorization must be `Bearer`, a space, and a token.", "token_not_valid"
-            ) from error
+            )
+        return words[1]
 
     def get_validated_token(self, raw_token: bytes) -> Token:
         try:

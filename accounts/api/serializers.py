@@ -8,6 +8,7 @@ from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError as DjangoValidationError
 from django.core.validators import RegexValidator
 from django.utils.ipv6 import is_valid_ipv6_address
+from drf_spectacular.extensions import OpenApiSerializerExtension
 from rest_framework import serializers
 from rest_framework.fields import Field
 from rest_framework.validators import ProhibitSurrogateCharactersValidator
@@ -135,6 +136,23 @@ class LimitsSerializer(serializers.Serializer[SmtpAccount]):
     per_minute = serializers.IntegerField(min_value=1, max_value=1_000_000, required=False, allow_null=True)
     per_hour = serializers.IntegerField(min_value=1, max_value=10_000_000, required=False, allow_null=True)
     per_day = serializers.IntegerField(min_value=1, max_value=100_000_000, required=False, allow_null=True)
+
+    def to_internal_value(self, data: Any) -> Any:
+        # A misspelt name that is passed over would leave the account without the limit that was meant.
+        if isinstance(data, dict) and (unknown := sorted(data.keys() - self.fields.keys())):
+            complaint = f"No such limit; there are {', '.join(self.fields)}."
+            raise serializers.ValidationError({name: [complaint] for name in unknown}, "unknown_limit")
+        return super().to_internal_value(data)
+
+
+class LimitsSchema(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
+    """Here, as in the filter of bulk, a name that nobody knows is refused."""
+
+    target_class = LimitsSerializer
+
+    def map_serializer(self, auto_schema: Any, direction: Any) -> dict[str, Any]:
+        found = auto_schema._map_serializer(self.target, direction, bypass_extensions=True)  # noqa: SLF001 -- as its docs say
+        return {**found, "additionalProperties": False}
 
 
 class ChangeSerializer(RelaySerializer):

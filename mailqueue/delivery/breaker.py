@@ -89,8 +89,7 @@ def close(owner_id: int, relay: Relay | None, why: str) -> None:
     account = SmtpAccount.objects.select_for_update().get(owner_id=owner_id)
     if relay_of(account) != relay:
         return
-    account.reopen(why).state = AccountState.ACTIVE
-    account.save(update_fields=SmtpAccount.REOPENED)
+    account.reopen(why, AccountState.ACTIVE).save(update_fields=SmtpAccount.REOPENED)
 
 
 def answered(owner_id: int) -> None:

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from tasks.states import Phase
+from tasks.states import FULL_MAILBOX_TRIES, Phase
 
 #: A greylisting relay is not asked again before this (seconds).
 GREYLIST_WAIT = 300
 #: A relay's word is untrusted: it may put a mail off for a day and no longer (seconds).
 LONGEST_ASKED_WAIT = 86_400
-#: Tries for a mailbox that is full.
-FULL_MAILBOX_TRIES = 3
 _TRY_AGAIN = re.compile(r"try (?:again|later) in (\d{1,6}) ?(second|minute|hour|s\b|m\b|h\b)", re.IGNORECASE)
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 _RATE = re.compile(r"\b(rate|throttl\w*|too many|quota exceeded)\b", re.IGNORECASE)

@@ -5,7 +5,7 @@ from typing import Any
 from django.http import HttpRequest, JsonResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
-from django.views.decorators.http import require_GET
+from django.views.decorators.http import require_safe
 
 from mailqueue.sandbox.models import SandboxMail
 from mailqueue.sandbox.reading import Reading
@@ -14,7 +14,7 @@ from mailqueue.sandbox.views import number_in
 MOST = 1_000
 
 
-@require_GET
+@require_safe
 def messages(request: HttpRequest) -> JsonResponse:
     """Newest first: `?recipient=` exactly, `?q=` in recipient or subject, `?before=` an id, `?limit=` to 1,000."""
     mails = SandboxMail.objects.newest()
@@ -28,7 +28,7 @@ def messages(request: HttpRequest) -> JsonResponse:
     return JsonResponse([_envelope(mail) for mail in mails[:limit]], safe=False)
 
 
-@require_GET
+@require_safe
 def message(_request: HttpRequest, pk: int) -> JsonResponse:
     """One mail, read. A header that comes more than once has its values on lines of their own."""
     mail = get_object_or_404(SandboxMail, pk=pk)

@@ -10,7 +10,7 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.utils.http import content_disposition_header
 from django.views.decorators.clickjacking import xframe_options_sameorigin
 from django.views.decorators.csrf import ensure_csrf_cookie
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_POST, require_safe
 
 from mailqueue.sandbox.models import KEEP, SandboxMail
 from mailqueue.sandbox.reading import Reading
@@ -53,7 +53,7 @@ def number_in(request: HttpRequest, name: str) -> int:
     return int(value) if value.isascii() and value.isdigit() and len(value) < 19 else 0
 
 
-@require_GET
+@require_safe
 @ensure_csrf_cookie
 @with_policy(PAGE_POLICY)
 def inbox(request: HttpRequest) -> HttpResponse:
@@ -80,7 +80,7 @@ def inbox(request: HttpRequest) -> HttpResponse:
     )
 
 
-@require_GET
+@require_safe
 @with_policy(PAGE_POLICY)
 def newest(_request: HttpRequest) -> HttpResponse:
     """What an open list asks every few seconds; one step on the primary key."""
@@ -94,7 +94,7 @@ def delete_all(_request: HttpRequest) -> HttpResponse:
     return redirect("sandbox:inbox")
 
 
-@require_GET
+@require_safe
 @with_policy(PAGE_POLICY)
 def mail(request: HttpRequest, pk: int) -> HttpResponse:
     found = get_object_or_404(SandboxMail, pk=pk)
@@ -119,7 +119,7 @@ def mail(request: HttpRequest, pk: int) -> HttpResponse:
     )
 
 
-@require_GET
+@require_safe
 @xframe_options_sameorigin
 @with_policy(MAIL_POLICY)
 def html(_request: HttpRequest, pk: int) -> HttpResponse:
@@ -131,13 +131,13 @@ def html(_request: HttpRequest, pk: int) -> HttpResponse:
     return HttpResponse(f"{body}<style>a {{ pointer-events: none }}</style>")
 
 
-@require_GET
+@require_safe
 @with_policy(MAIL_POLICY)
 def source(_request: HttpRequest, pk: int) -> HttpResponse:
     return _download(bytes(get_object_or_404(SandboxMail, pk=pk).raw), f"mail-{pk}.eml", "message/rfc822")
 
 
-@require_GET
+@require_safe
 @with_policy(MAIL_POLICY)
 def attachment(_request: HttpRequest, pk: int, number: int) -> HttpResponse:
     attachments = Reading(bytes(get_object_or_404(SandboxMail, pk=pk).raw)).attachments

@@ -8,8 +8,8 @@ from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework.renderers import BaseRenderer, JSONRenderer
 from rest_framework.request import Request
-from rest_framework.views import APIView
 
+from accounts.api.options import OptionsInJSON
 from accounts.api.problems import ServiceUnavailable, documented
 from accounts.api.throttling import TooManyRequests
 from accounts.models import User
@@ -43,7 +43,7 @@ class EventStream(BaseRenderer):
     charset = "utf-8"
 
 
-class LiveView(APIView):
+class LiveView(OptionsInJSON):
     scopes = {"GET": "read"}
     renderer_classes = [EventStream, JSONRenderer]
 

@@ -9,7 +9,7 @@ from django.utils import timezone
 from drf_spectacular.utils import PolymorphicProxySerializer, extend_schema_field
 from rest_framework import serializers
 
-from accounts.addresses import LONGEST, checked_address
+from accounts.addresses import LONGEST, LONGEST_LOCAL, checked_address
 from accounts.api.parsing import is_unicode
 from accounts.api.serializers import Text
 from accounts.models import User
@@ -176,7 +176,9 @@ def plain_mail(data: Any) -> NewMail | None:
     if not (type(recipient) is type(subject) is type(text) is type(html) is str):
         return None
     address = _PLAIN_ADDRESS.fullmatch(recipient)
-    if not address or len(recipient) > LONGEST or not _is_domain(address["domain"]):
+    if not address or len(recipient) > LONGEST or address.start("domain") > LONGEST_LOCAL + 1:
+        return None
+    if not _is_domain(address["domain"]):
         return None
     if not _PLAIN_SUBJECT.fullmatch(subject) or not 0 < len(text) <= LONGEST_BODY or len(html) > LONGEST_BODY:
         return None

@@ -38,7 +38,9 @@ class WaitingSerializer(serializers.Serializer[Any]):
     )
     until = serializers.DateTimeField(allow_null=True)
     detail = serializers.CharField()
-    tries_left = serializers.IntegerField()
+    tries_left = serializers.IntegerField(
+        help_text="tries not used up, if they fail as the last one did: a full mailbox has 3, whatever `max_tries`"
+    )
 
 
 class HeaderSerializer(serializers.Serializer[Any]):
@@ -113,7 +115,9 @@ class BatchResultsSerializer(serializers.Serializer[Any]):
 
 
 class AttemptSerializer(serializers.Serializer[Attempt]):
-    number = serializers.IntegerField()
+    number = serializers.IntegerField(
+        help_text="which try it was in its round: they begin anew when a person retries the mail; `at` orders them"
+    )
     at = serializers.DateTimeField()
     outcome = Word(Outcome)
     phase = Word(Phase, allow_null=True)
@@ -231,7 +235,7 @@ class BulkFilterSerializer(QueueFilterSerializer):
 
 
 class BulkFilterSchema(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
-    """Here, unlike elsewhere, a name that nobody knows is refused."""
+    """Here, as in the limits of an account, a name that nobody knows is refused."""
 
     target_class = BulkFilterSerializer
 

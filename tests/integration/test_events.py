@@ -10,7 +10,10 @@ import pytest
 from django.db import connection, transaction
 from django.utils import timezone
 
-from accounts.models import AccountChange, User
+from accounts.models import AccountChange, AccountState, SmtpAccount, User
+from mailqueue.delivery.breaker import close, trip
+from mailqueue.delivery.replies import Answer, Fault, Meaning
+from mailqueue.delivery.routes import relay_of
 from tasks import events, ledger, submission
 from tasks.events import EventRow, Listener
 from tasks.ledger import Settlement
@@ -18,7 +21,7 @@ from tasks.models import MailTask
 from tasks.states import CancelReason, OnUncertain, Outcome, Phase, Status
 from tasks.submission import NewMail
 from tasks.suppressions import Suppression
-from tests.factories import MailFactory, UserFactory, claim_one, end_leases
+from tests.factories import MailFactory, UserFactory, claim_one, client_of, end_leases
 
 #: Several transactions: one alone never sees what it has told.
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -215,6 +218,34 @@ def test_the_accounts_breaker_is_told(owner: User) -> None:
     assert (paused.name, paused.task_id, paused.data["reason"]) == ("account.paused", None, "535 5.7.8 no")
     assert paused.data["until"] == said(until)
     assert (resumed.name, resumed.data["until"]) == ("account.resumed", None)
+
+
+@pytest.mark.parametrize("state", [AccountState.ACTIVE, AccountState.UNVERIFIED])
+def test_an_accounts_event_has_the_state_that_the_api_shows(owner: User, state: AccountState) -> None:
+    relay = relay_of(owner.smtp)
+    trip(owner.pk, relay, Answer(Phase.AUTH, 535, "5.7.8 no"), Meaning.ACCOUNT)
+    if state == AccountState.ACTIVE:
+        close(owner.pk, relay, "The relay took a mail.")
+    else:  # nobody knows yet whether the new settings are right
+        account = SmtpAccount.objects.get(owner=owner)
+        account.reopen().save(update_fields=SmtpAccount.REOPENED)
+    shown = client_of(owner).get(f"/api/v1/user/{owner.pk}").json()["account"]["state"]
+    paused, resumed = events.after(START, 10)
+    assert (paused.name, paused.data["state"]) == ("account.paused", "paused")
+    assert (resumed.name, resumed.data["state"]) == ("account.resumed", shown)
+    assert shown == state
+
+
+def test_a_name_that_does_not_resolve_pauses_the_account_too(owner: User) -> None:
+    trip(owner.pk, relay_of(owner.smtp), Answer(Phase.CONNECT, fault=Fault.UNRESOLVED), Meaning.ACCOUNT)
+    (paused,) = events.after(START, 10)
+    assert (paused.name, paused.data["state"]) == ("account.paused", "paused")
+
+
+def test_what_an_older_release_wrote_of_an_account_is_told_too(owner: User) -> None:
+    events.tell(owner.pk, AccountChange.PAUSED, "535 5.7.8 no", None)
+    events.tell(owner.pk, AccountChange.RESUMED, "The relay took a mail.", None)
+    assert [event.data["state"] for event in events.after(START, 10)] == ["paused", "active"]
 
 
 def test_every_name_is_known() -> None:

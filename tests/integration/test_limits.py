@@ -155,6 +155,16 @@ def test_what_waits_for_a_limit_is_neither_due_nor_forgotten(
 # Over the API ---------------------------------------------------------------------------------------
 
 
+def test_a_limit_that_does_not_exist_is_named_and_nothing_is_set() -> None:
+    user = UserFactory()
+    client, address = client_of(user), f"/api/v1/user/{user.pk}"
+    refused = client.patch(address, {"limits": {"per_minute": 5, "nope": 1, "per_week": None}}, format="json")
+    assert refused.status_code == 400
+    named = [(error["field"], error["code"]) for error in refused.json()["errors"]]
+    assert named == [("limits.nope", "unknown_limit"), ("limits.per_week", "unknown_limit")]
+    assert client.get(address).json()["limits"]["per_minute"] is None
+
+
 def test_limits_are_set_shown_and_removed() -> None:
     user = UserFactory()
     client, address = client_of(user), f"/api/v1/user/{user.pk}"

@@ -13,6 +13,7 @@ from rest_framework.test import APIClient
 from rest_framework_simplejwt.tokens import AccessToken, Token
 
 from accounts.api.authentication import SingleUseToken
+from accounts.keys import ApiKey
 from accounts.models import User
 from tests.factories import UserFactory, client_of
 
@@ -196,6 +197,16 @@ def test_a_header_that_holds_no_token_is_refused(header: str) -> None:
     answer = client.get("/api/v1/task/queue", HTTP_AUTHORIZATION=header)
     assert answer.status_code == 401
     assert answer["WWW-Authenticate"].startswith("Bearer")
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "bEaReR"])
+def test_the_scheme_may_be_in_any_case(scheme: str) -> None:
+    # RFC 9110, 11.1; for access tokens and keys alike.
+    user = UserFactory()
+    token, (_, key) = SingleUseToken.for_user(user).access_token, ApiKey.mint(user, "x", ["read"])
+    for each in (token, key):
+        answer = APIClient().get("/api/v1/task/queue", HTTP_AUTHORIZATION=f"{scheme} {each}")
+        assert answer.status_code == 200, answer.content
 
 
 def test_a_token_is_for_its_own_user_alone() -> None:

@@ -18,6 +18,8 @@ NOWHERE = [
     "\u017fam@example.com", "\u212aarl@example.com", "ja\u202ene@example.com", "ja\u200bne@example.com",
     "ja\u00a0ne@example.com", "ja\u2028ne@example.com", "j\u0308\x85@example.com", "\uff4aane@example.com",
     "ü@-example.com", "ü\r\n@example.com", "ü,eve@example.com", "ü>@example.com", "\ud800@example.com",
+    "x" * 65 + "@example.com", "x" * 32 + "." + "y" * 32 + "@example.com", "ü" * 33 + "@example.com",
+    '"' + "x" * 63 + '"@example.com',
     '"ja\x0bne"@example.com', '"ja\\\tne"@example.com', '"ja\x01ne"@example.com', '"ja\x7fne"@example.com',
 ]  # fmt: skip
 
@@ -37,6 +39,13 @@ def test_other_letters_are_for_recipients_only(address: str) -> None:
 
 def test_both_sides_may_be_international() -> None:
     assert checked_address("jürgen@bücher.example", international=True) == "jürgen@xn--bcher-kva.example"
+
+
+def test_what_stands_before_the_at_has_64_octets() -> None:
+    # RFC 5321, 4.5.3.1.1; in UTF-8 where it is not ASCII (RFC 6531, 3.3).
+    for address in ("x" * 64 + "@example.com", '"' + "x" * 62 + '"@example.com'):
+        assert checked_address(address) == address
+    assert checked_address("ü" * 32 + "@example.com", international=True)
 
 
 @pytest.mark.parametrize("address", NOWHERE)

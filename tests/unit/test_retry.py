@@ -7,11 +7,14 @@ from uuid import uuid4
 
 import pytest
 
-from mailqueue.delivery.replies import Answer, Meaning, Verdict
+from accounts.models import SmtpAccount
+from mailqueue.delivery.replies import Answer, Fault, Meaning, Verdict, read
 from mailqueue.delivery.retry import conclude, wait_after
 from tasks import ledger
 from tasks.ledger import Claimed, Settlement
+from tasks.models import MailTask
 from tasks.states import TRANSITIONS, CancelReason, Lane, OnUncertain, Outcome, Phase, Status
+from tasks.waiting import explain
 
 NOW = datetime(2030, 1, 31, 12, 0, tzinfo=UTC)
 SCHEDULE = [60, 300, 900]
@@ -47,6 +50,41 @@ class Middle(random.Random):
 
     def uniform(self, a: float, b: float) -> float:
         return (a + b) / 2
+
+
+@pytest.mark.parametrize("max_tries", [2, 8])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(Phase.RCPT, 452, "4.2.2 the mailbox is full"),
+        Answer(Phase.REPLY, 552, "4.2.2 the mailbox is full"),
+        Answer(Phase.RCPT, 421, "4.2.2 Mailbox full, closing"),
+        Answer(Phase.RCPT, 452, "4.2.2 Greylisted"),
+        Answer(Phase.RCPT, 452, "4.2.21 what is that"),
+        Answer(Phase.RCPT, 452, "4.3.1 the disk is full, not 4.2.2"),
+        Answer(Phase.RCPT, 451, "4.3.0 later"),
+        Answer(Phase.RCPT, fault=Fault.LOST),
+    ],
+    ids=str,
+)
+def test_the_tries_that_are_left_are_those_that_come(answer: Answer, max_tries: int) -> None:
+    def is_tried_after(tries: int) -> bool:
+        mail = claimed(try_count=tries, max_tries=max_tries)
+        settled = conclude(mail, answer, read(answer), now=NOW, schedule=SCHEDULE, duration_ms=7)
+        return settled.status == Status.FAILED
+
+    last = next(tries for tries in range(1, 20) if not is_tried_after(tries))
+    for tries in range(1, last):
+        task = MailTask(status=Status.FAILED, due_at=NOW, try_count=tries, max_tries=max_tries)
+        task.last_reply = str(answer)
+        waiting = explain(task, SmtpAccount(), NOW)
+        assert waiting is not None
+        assert waiting["tries_left"] == last - tries
+
+
+def test_a_persons_retry_has_all_tries_whatever_was_said_before() -> None:
+    task = MailTask(status=Status.QUEUED, due_at=NOW, try_count=0, max_tries=8, last_reply="452 4.2.2 full")
+    assert explain(task, SmtpAccount(), NOW)["tries_left"] == 8  # type: ignore[index]
 
 
 @pytest.mark.parametrize(("tries", "seconds"), [(1, 60), (2, 300), (3, 900), (4, 900), (19, 900)])
