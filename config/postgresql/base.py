@@ -26,6 +26,7 @@ class ImpatientConnection(psycopg.Connection[Any]):
 
     patience: float
 
+    # psycopg's own, with the timeout that 3.3 gave it.
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
         if timeout is not None:
             return super().wait(gen, interval, timeout)
