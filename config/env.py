@@ -4,11 +4,12 @@ Every name has a NAME_FILE form: the path of a file (a mounted secret) that hold
 """
 
 import ipaddress
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import dj_database_url
 from cryptography.fernet import Fernet
@@ -81,6 +82,21 @@ class Environment:
     silenced_checks: list[str]
 
 
+class _Reader(FileAwareEnv):
+    """Tells of a NAME_FILE that cannot be read as of what else is wrong."""
+
+    def __init__(self) -> None:
+        super().__init__(eager=False, strip_whitespace=True)
+        self.unreadable: set[str] = set()
+
+    def _get_value(self, env_key: str, default: Any) -> Any:
+        try:
+            return super()._get_value(env_key, default)
+        except (OSError, ValueError):  # ValueError: what the library makes of most, and what is no text
+            self.unreadable.add(env_key)
+            return default
+
+
 def _networks(value: str) -> type_networks:
     """CIDRs, comma separated."""
     try:
@@ -117,6 +133,110 @@ def _home(value: str) -> str:
     return value.rstrip("/")
 
 
+def _ports(value: str) -> list[int]:
+    """25,587; none at all is none."""
+    ports = _numbers(value, "ports, such as 25,587")
+    if not all(1 <= port <= 65535 for port in ports):
+        raise ValidationError("A port is a number from 1 to 65535.")
+    return ports
+
+
+def _waits(value: str) -> list[int]:
+    """60,300,900."""
+    waits = _numbers(value, "seconds, such as 60,300,900")
+    if not waits:
+        raise ValidationError("Needs one wait at least, such as 60.")
+    return waits
+
+
+def _numbers(value: str, of_what: str) -> list[int]:
+    parts = [part.strip() for part in value.split(",")] if value else []
+    for part in parts:
+        if not re.fullmatch("[0-9]{1,9}", part, re.ASCII):
+            raise ValidationError(f"{part!r} is no number: write {of_what}.")
+    return [int(part) for part in parts]
+
+
+def _hosts(value: str) -> list[str]:
+    """As Django compares them: without a port."""
+    names = [name for part in value.split(",") if (name := part.strip())]
+    for name in names:
+        if (
+            name != "*"
+            and not re.fullmatch(r"\.?[\w-]+(\.[\w-]+)*\.?", name)
+            and not _is_ip(name.strip("[]"))
+        ):
+            raise ValidationError(f"{name!r} is no name: write mail.example.com,localhost (without a port).")
+    return names
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+# Of what may hold a password no complaint shows anything.
+
+
+def _postgresql(value: str) -> dict[str, Any]:
+    complaint = "Is not the address of a PostgreSQL, such as postgres://user:password@host:5432/name."
+    try:
+        found: dict[str, Any] = dict(dj_database_url.parse(value))
+    except ValueError:
+        raise ValidationError(complaint) from None
+    is_named = found["NAME"] or "service=" in value  # of pg_service.conf
+    if found["ENGINE"] != "django.db.backends.postgresql" or not is_named:
+        raise ValidationError(complaint)
+    return found
+
+
+def _redis(value: str) -> None:
+    try:
+        parts = urlsplit(value)
+        fits = parts.scheme == "unix" or (parts.port != 0 and re.fullmatch("/?[0-9]*", parts.path))
+    except ValueError:
+        fits = False
+    if not fits or not re.match("(rediss?|unix)://.", value):
+        raise ValidationError("Is not an address such as redis://:password@host:6379/0.")
+
+
+def _relay(value: str) -> None:
+    """As accounts/relays.py reads it; or nothing."""
+    try:
+        parts = urlsplit(value)
+        security = parse_qs(parts.query).get("security", ["auto"])[-1]
+        fits = (
+            parts.scheme in ("smtp", "smtps")
+            and re.fullmatch(r"[^\s]+", parts.hostname or "")
+            and parts.port != 0
+            and security in ("auto", "tls", "starttls", "none")
+        )
+    except ValueError:
+        fits = False
+    if value and not fits:
+        raise ValidationError(
+            "Is not the address of a relay, such as smtp://user:password@host:587, or smtps:// for TLS from the"
+            " start; ?security= is auto, tls, starttls or none."
+        )
+
+
+def _email(value: str) -> None:
+    if value:
+        validate.Email(error="Is not an address such as admin@example.com.")(value)
+
+
+def _log_file(value: str) -> None:
+    """Beside it stand its lock and those that were rotated."""
+    path = Path(value)
+    if value and (not os.access(path.parent, os.W_OK | os.X_OK) or path.is_dir()):
+        raise ValidationError("Cannot be written: name a file in a folder that exists and may be written to.")
+    if value and path.exists() and not os.access(path, os.W_OK):
+        raise ValidationError("Cannot be written: name a file that may be.")
+
+
 def _fernet_keys(keys: list[str]) -> None:
     if not keys:
         raise ValidationError("Needs one key at least.")
@@ -129,11 +249,15 @@ def _fernet_keys(keys: list[str]) -> None:
 
 def read() -> Environment:
     """The environment as typed values, or BadEnvironmentError with every complaint in it."""
-    env = FileAwareEnv(eager=False, strip_whitespace=True)
+    env = _Reader()
     env.add_parser("networks", _networks)
     env.add_parser("rates", _rates)
     env.add_parser("pace", _pace)
     env.add_parser("home", _home)
+    env.add_parser("ports", _ports)
+    env.add_parser("waits", _waits)
+    env.add_parser("hosts", _hosts)
+    env.add_parser("postgresql", _postgresql)
     positive = validate.Range(min=1)
     a_port = validate.Range(min=1, max=65535)
     debug = bool(env.bool("DEBUG", False))
@@ -154,14 +278,9 @@ def read() -> Environment:
         "secret_key": secret("SECRET_KEY", ONLY_FOR_DEBUG),
         "jwt_signing_key": secret("JWT_SIGNING_KEY", FOR_DEBUG[1]),
         "credential_keys": secrets("CREDENTIAL_KEYS", ONLY_FOR_DEBUG_FERNET),
-        "allowed_hosts": env.list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"]),
-        "database": env.str("DATABASE_URL", validate=validate.Length(min=1)),
-        "redis_url": env.str(
-            "REDIS_URL",
-            validate=validate.Regexp(
-                r"(rediss?|unix)://.+", error="Is not an address such as redis://:password@host:6379/0."
-            ),
-        ),
+        "allowed_hosts": env.hosts("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]"),
+        "database": env.postgresql("DATABASE_URL"),
+        "redis_url": env.str("REDIS_URL", validate=_redis),
         "data_dir": env.path("DATA_DIR", Path(".local")),
         "heartbeat_dir": env.path("HEARTBEAT_DIR", None) or alive.default_dir(),
         "static_root": env.path("STATIC_ROOT", None),
@@ -169,16 +288,11 @@ def read() -> Environment:
         "flower_port": env.int("FLOWER_PORT", 5555, validate=a_port),
         "sandbox_smtp_host": env.str("SANDBOX_SMTP_HOST", "127.0.0.1", validate=validate.Length(min=1)),
         "sandbox_smtp_port": env.int("SANDBOX_SMTP_PORT", 1025, validate=a_port),
-        "default_smtp_url": env.str("DEFAULT_SMTP_URL", ""),
+        "default_smtp_url": env.str("DEFAULT_SMTP_URL", "", validate=_relay),
         "smtp_allowed_networks": env.networks("SMTP_ALLOWED_NETWORKS", ""),
-        "smtp_allowed_ports": env.list("SMTP_ALLOWED_PORTS", [25, 465, 587, 2525], subcast=int),
+        "smtp_allowed_ports": env.ports("SMTP_ALLOWED_PORTS", "25,465,587,2525"),
         "max_tries": env.int("MAIL_MAX_TRIES", 8, validate=validate.Range(min=1, max=20)),
-        "retry_schedule": env.list(
-            "MAIL_RETRY_SCHEDULE",
-            [60, 300, 900, 1800, 3600, 7200, 14400],
-            subcast=int,
-            validate=[validate.Length(min=1), lambda waits: [validate.Range(min=0)(wait) for wait in waits]],
-        ),
+        "retry_schedule": env.waits("MAIL_RETRY_SCHEDULE", "60,300,900,1800,3600,7200,14400"),
         "lease_seconds": env.int("MAIL_LEASE_SECONDS", 120, validate=positive),
         "sweep_interval_seconds": env.int("SWEEP_INTERVAL_SECONDS", 300, validate=positive),
         "sweep_after_seconds": env.int("SWEEP_AFTER_SECONDS", 300, validate=positive),
@@ -188,7 +302,7 @@ def read() -> Environment:
         "worker_mails_per_connection": env.int("WORKER_MAILS_PER_CONNECTION", 100, validate=positive),
         "worker_concurrency": env.int("WORKER_CONCURRENCY", 2, validate=positive),
         "throttle_login": env.pace("THROTTLE_LOGIN", "5/5m"),
-        "throttle_login_address": env.pace("THROTTLE_LOGIN_ADDRESS", "5/m"),
+        "throttle_login_address": env.pace("THROTTLE_LOGIN_ADDRESS", "30/m"),
         "throttle_register": env.pace("THROTTLE_REGISTER", "100/h"),
         "throttle_smtp_test": env.pace("THROTTLE_SMTP_TEST", "10/m"),
         "throttle_enqueue": env.pace("THROTTLE_ENQUEUE", "off"),
@@ -200,9 +314,9 @@ def read() -> Environment:
         "log_level": env.str(
             "LOG_LEVEL", "INFO", validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])
         ),
-        "log_file": env.str("LOG_FILE", ""),
+        "log_file": env.str("LOG_FILE", "", validate=_log_file),
         "log_format": env.str("LOG_FORMAT", "json", validate=validate.OneOf(["json", "text"])),
-        "admin_email": env.str("ADMIN_EMAIL", ""),
+        "admin_email": env.str("ADMIN_EMAIL", "", validate=_email),
         "admin_password": env.str("ADMIN_PASSWORD", ""),
         "flower_basic_auth": env.str("FLOWER_BASIC_AUTH", ""),
         "silenced_checks": env.list(
@@ -211,16 +325,17 @@ def read() -> Environment:
             validate=lambda ids: [validate.Regexp(r"[a-z_]+\.[EWIC]?\d+")(one) for one in ids],
         ),
     }
+    why_by_name: dict[str, list[str]] = {}
     try:
         env.seal()
     except EnvValidationError as error:
-        why_by_name: dict[str, list[str]] = dict(error.error_messages)  # type: ignore[arg-type]
+        why_by_name = dict(error.error_messages)  # type: ignore[arg-type]
+    for name in env.unreadable:
+        why_by_name.pop(name, None)
+        why_by_name[f"{name}_FILE"] = ["Is not a file of text that can be read."]
+    if why_by_name:
         complaints = "; ".join(f"{name}: {' '.join(map(str, why))}" for name, why in why_by_name.items())
-        raise BadEnvironmentError(f"The environment is not usable. {complaints}") from error
-    try:
-        found["database"] = dj_database_url.parse(found["database"])
-    except ValueError as error:
-        raise BadEnvironmentError(f"The environment is not usable. DATABASE_URL: {error}") from error
+        raise BadEnvironmentError(f"The environment is not usable. {complaints}")
     # Mail programs post to it, and nobody should have to say it twice.
     if (host := urlsplit(found["public_url"]).hostname) and "*" not in found["allowed_hosts"]:
         found["allowed_hosts"] = list(dict.fromkeys([*found["allowed_hosts"], host]))

@@ -1,9 +1,10 @@
 """The web process's door: calls, and live streams on the same address, all in one thread.
 
 A call runs through WSGI in the event loop's own thread, so that all else waits for it, as another call would: each
-takes milliseconds. Handed to a thread, calls become an eighth slower (measured: 0.84 to 0.88 of plain WSGI's rate;
-as here: 0.97 to 1.07). Only what waits for somebody else's server does so in a thread beside it. What a view wants
-streamed gets its loop here; under plain WSGI such an answer ends at once, and EventSource asks again.
+takes milliseconds, and none waits for a PostgreSQL that hangs (config/postgresql). Handed to a thread, calls become
+an eighth slower (measured: 0.84 to 0.88 of plain WSGI's rate; as here: 0.97 to 1.07). Only what waits for somebody
+else's server does so in a thread beside it. What a view wants streamed gets its loop here; under plain WSGI such an
+answer ends at once, and EventSource asks again.
 """
 
 import asyncio
@@ -27,7 +28,9 @@ from django.conf import settings
 from granian.rsgi import ProtocolClosed, ProtocolError  # type: ignore[attr-defined]  # RSGI's own names
 
 from config.wsgi import application as wsgi  # isort: skip -- it says where metrics are counted, before they are
+from config.health import ASKED, Readiness
 from config.metrics import LIVE_STREAMS
+from config.postgresql.base import DatabaseWrapper
 from tasks.streams import STREAMS, LiveResponse
 
 if TYPE_CHECKING:
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
 LARGE = 256 * 1024
 #: Sockets that a process may hold, if the system lets it.
 OPEN_FILES = 8192
+#: How long a call waits for one statement; all others wait with it (seconds).
+DatabaseWrapper.patience = 20.0
 #: What asks a relay, or for the addresses of a name; and what takes long on purpose, as a password's hash does.
 _WAITS_FOR_OTHERS = re.compile(
     r"/api/v1/(login|register|auth/signup|user/[0-9]+(/smtp/test)?|webhooks(/[0-9]+)?)/?"
@@ -80,6 +85,7 @@ class Application:
         # One for all calls: beside an event loop Django keeps a connection for each context, each task has its own.
         self._context = contextvars.Context()
         self._aside = ThreadPoolExecutor(4, "aside")
+        self._readiness = Readiness()
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -92,6 +98,7 @@ class Application:
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.run_until_complete(STREAMS.close())
         self._aside.shutdown(wait=False, cancel_futures=True)
+        self._readiness.close()
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
         # Who leaves before the body is whole is answered nothing.
@@ -118,6 +125,8 @@ class Application:
     async def _call(self, environ: "WSGIEnvironment") -> Answer:
         if _WAITS_FOR_OTHERS.fullmatch(environ["PATH_INFO"]):
             return await asyncio.get_running_loop().run_in_executor(self._aside, Answer, environ)
+        if environ["PATH_INFO"] == "/healthz/ready":
+            environ[ASKED] = await self._readiness.ask()
         return self._context.run(Answer, environ)
 
 

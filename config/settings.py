@@ -88,6 +88,7 @@ TEMPLATES: list[dict[str, Any]] = [
 DATABASES = {
     "default": ENV.database
     | {
+        "ENGINE": "config.postgresql",
         "CONN_MAX_AGE": None,
         "CONN_HEALTH_CHECKS": True,
         "OPTIONS": {"connect_timeout": 5, "prepare_threshold": 5} | ENV.database.get("OPTIONS", {}),

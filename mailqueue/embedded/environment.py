@@ -46,6 +46,8 @@ def complete(data: Path) -> dict[str, str]:
         "ALLOWED_HOSTS": "localhost,127.0.0.1,[::1]",
         "DEFAULT_SMTP_URL": f"smtp://127.0.0.1:{ports['SANDBOX_SMTP_PORT']}",
         "PUBLIC_URL": f"http://127.0.0.1:{ports['PORT']}",
+        # A test suite may register a user for each test.
+        "THROTTLE_REGISTER": "1000/h",
         "SMTP_ALLOWED_NETWORKS": "127.0.0.0/8,::1/128",
         **{name: secrets.kept(data / "secrets" / name) for name in secrets.GENERATED},
     }

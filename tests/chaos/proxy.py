@@ -1,4 +1,4 @@
-"""A TCP proxy that can be told to misbehave, for a relay or Redis behind a network that does.
+"""A TCP proxy that can be told to misbehave, for a relay, Redis or PostgreSQL behind a network that does.
 
     with Proxy(target_port) as proxy:
         proxy.mode = Mode.DRIP
@@ -33,7 +33,8 @@ LATE, APART = 0.5, 1.0
 class Proxy:
     """Runs in a thread of its own while the `with` lasts."""
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int | str) -> None:
+        """A port of this machine, or the path of a Unix socket."""
         self.target = target
         self.port = 0
         self._mode = Mode.PASS
@@ -91,7 +92,7 @@ class Proxy:
                 return
             # A relay that never comes to the end of its greeting, or begins with nonsense, is not asked at all.
             await self._babble(writer)
-            from_target, onwards = await asyncio.open_connection("127.0.0.1", self.target)
+            from_target, onwards = await self._reach()
             self._open.add(onwards)
             await _first_to_end(self._forward(reader, onwards), self._answer(from_target, writer))
         except (OSError, asyncio.CancelledError):
@@ -101,6 +102,11 @@ class Proxy:
                 self._open.discard(one)
                 one.transport.abort() if self._mode is Mode.RESET else one.close()
             self._conversations.discard(me)
+
+    async def _reach(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if isinstance(self.target, str):
+            return await asyncio.open_unix_connection(self.target)
+        return await asyncio.open_connection("127.0.0.1", self.target)
 
     async def _babble(self, writer: asyncio.StreamWriter) -> None:
         while self._mode in (Mode.BANNER, Mode.GARBAGE):

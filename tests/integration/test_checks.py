@@ -56,7 +56,7 @@ SOUND: dict[str, Any] = {
     NETWORKS: networks("10.1.2.3/32"),
     "TRUSTED_PROXIES": networks("10.0.0.0/8"),
     "THROTTLE_LOGIN": (5, 300),
-    "THROTTLE_LOGIN_ADDRESS": (5, 60),
+    "THROTTLE_LOGIN_ADDRESS": (30, 60),
     "LOG_LEVEL": "INFO",
     "DEFAULT_SMTP_URL": "smtp://ada:x@relay.example.com:587",
     "REDIS_URL": "rediss://:Tk4-not-in-a-list@redis.example.net:6379/0",

@@ -113,6 +113,12 @@ def test_the_sixth_wrong_password_from_an_address_waits_whatever_the_account(set
     assert login(users[5].email, PASSWORD, address="192.0.2.2").status_code == 200
 
 
+def test_one_persons_typos_lock_nobody_else_out_of_their_office():
+    typist, colleague = UserFactory(), UserFactory()
+    assert [login(typist.email).status_code for _ in range(6)] == [401] * 5 + [429]
+    assert login(colleague.email, PASSWORD).status_code == 200
+
+
 def test_right_passwords_count_for_nothing():
     user = UserFactory()
     assert [login(user.email, PASSWORD).status_code for _ in range(12)] == [200] * 12

@@ -110,10 +110,84 @@ def test_a_value_may_come_from_a_file(environment: pytest.MonkeyPatch, tmp_path:
         ("LOG_LEVEL", "LOUD"),
         ("WORKER_CONCURRENCY", "0"),
         ("WORKER_MAILS_PER_CONNECTION", "0"),
+        ("DATABASE_URL", "mysql://x/y"),
+        ("DATABASE_URL", "sqlite://:memory:"),
+        ("DATABASE_URL", "postgres://u:p@db.example:abc/mail"),
+        ("DATABASE_URL", "postgres://u:p@db.example"),
+        ("DATABASE_URL", ""),
+        ("REDIS_URL", "redis://h:abc/0"),
+        ("REDIS_URL", "redis://h:70000/0"),
+        ("REDIS_URL", "redis://h:6379/first"),
+        ("DEFAULT_SMTP_URL", "nonsense"),
+        ("DEFAULT_SMTP_URL", "smtp://h:abc"),
+        ("DEFAULT_SMTP_URL", "smtp://h:0"),
+        ("DEFAULT_SMTP_URL", "http://x"),
+        ("DEFAULT_SMTP_URL", "smtp://"),
+        ("DEFAULT_SMTP_URL", "smtp://a b:25"),
+        ("DEFAULT_SMTP_URL", "smtp://h:25?security=perhaps"),
+        ("SMTP_ALLOWED_PORTS", "0"),
+        ("SMTP_ALLOWED_PORTS", "70000"),
+        ("SMTP_ALLOWED_PORTS", "25,"),
+        ("ADMIN_EMAIL", "nope"),
+        ("ALLOWED_HOSTS", "a b"),
+        ("ALLOWED_HOSTS", "https://mail.example.com"),
+        ("ALLOWED_HOSTS", "mail.example.com:8000"),
+        ("LOG_FILE", "/nonexistent/mailqueue.log"),
+        ("LOG_FILE", "/"),
     ],
 )
 def test_nonsense_is_named(environment: pytest.MonkeyPatch, name: str, nonsense: str) -> None:
-    assert name in complaint(environment, **ALL | {name: nonsense})
+    assert f" {name}: " in complaint(environment, **ALL | {name: nonsense})
+
+
+@pytest.mark.parametrize(
+    ("name", "nonsense", "instead"),
+    [
+        ("MAIL_RETRY_SCHEDULE", "x", "'x' is no number: write seconds, such as 60,300,900."),
+        ("SMTP_ALLOWED_PORTS", "x", "'x' is no number: write ports, such as 25,587."),
+        ("SMTP_ALLOWED_PORTS", "25,abc", "'abc' is no number: write ports, such as 25,587."),
+    ],
+)
+def test_a_complaint_says_what_to_write_instead(
+    environment: pytest.MonkeyPatch, name: str, nonsense: str, instead: str
+) -> None:
+    assert complaint(environment, **ALL | {name: nonsense}).endswith(f" {name}: {instead}")
+
+
+@pytest.mark.parametrize("name", ["SECRET_KEY", "DATABASE_URL", "DEBUG", "SMTP_ALLOWED_PORTS"])
+@pytest.mark.parametrize("path", ["/nonexistent", "/", "/dev/null/x", "{no_text}"])
+def test_a_mounted_file_that_cannot_be_read_is_named(
+    environment: pytest.MonkeyPatch, tmp_path: Path, name: str, path: str
+) -> None:
+    (tmp_path / "no_text").write_bytes(b"\xff\xfe")
+    rest = {key: value for key, value in ALL.items() if key != name}
+    said = complaint(environment, **rest, **{f"{name}_FILE": path.format(no_text=tmp_path / "no_text")})
+    assert f" {name}_FILE: " in said
+    assert f" {name}: " not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DEFAULT_SMTP_URL", ""),
+        ("DEFAULT_SMTP_URL", "smtp://user:p%40ss@relay.example.com?security=starttls"),
+        ("DEFAULT_SMTP_URL", "smtps://[2001:db8::1]:465"),
+        ("DATABASE_URL", "postgresql://mail@/mail?host=%2Frun%2Fpostgresql"),
+        ("DATABASE_URL", "postgres://u:p@a,b/mail?target_session_attrs=read-write"),
+        ("REDIS_URL", "rediss://:secret@h:6380/1?ssl_cert_reqs=none"),
+        ("REDIS_URL", "redis://h"),
+        ("REDIS_URL", "unix:///run/redis.sock?db=1"),
+        ("SMTP_ALLOWED_PORTS", "25, 587"),
+        ("MAIL_RETRY_SCHEDULE", "0"),
+        ("ADMIN_EMAIL", ""),
+        ("ADMIN_EMAIL", "admin@localhost"),
+        ("ALLOWED_HOSTS", "mail.example.com, .example.com,my_web,10.1.2.3,[::1],fd00::1,*"),
+        ("LOG_FILE", ""),
+        ("LOG_FILE", "mailqueue.log"),
+    ],
+)
+def test_what_makes_sense_is_taken(environment: pytest.MonkeyPatch, name: str, value: str) -> None:
+    read(environment, **ALL | {name: value})
 
 
 def test_an_address_may_end_in_a_slash_that_is_left_out(environment: pytest.MonkeyPatch) -> None:
@@ -156,7 +230,11 @@ def test_all_complaints_come_in_one_sentence(environment: pytest.MonkeyPatch) ->
         ("CREDENTIAL_KEYS", "canary-5f1e"),
         ("CREDENTIAL_KEYS", f"{SECRETS['CREDENTIAL_KEYS']},canary-5f1e"),
         ("DATABASE_URL", "nonsense://user:canary-5f1e@db.example/mail"),
+        ("DATABASE_URL", "mysql://user:canary-5f1e@db.example/mail"),
+        ("DATABASE_URL", "postgres://user:canary-5f1e@db.example:abc/mail"),
         ("REDIS_URL", "amqp://user:canary-5f1e@rabbit.example"),
+        ("REDIS_URL", "redis://:canary-5f1e@rabbit.example:abc"),
+        ("DEFAULT_SMTP_URL", "smtp://user:canary-5f1e@relay.example:abc"),
     ],
 )
 def test_a_complaint_never_shows_a_secret(environment: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -207,7 +285,7 @@ def test_what_is_no_pace_is_named(environment: pytest.MonkeyPatch, value: str) -
 
 def test_limits_are_on_where_strangers_call_and_off_for_mail(environment: pytest.MonkeyPatch) -> None:
     found = read(environment, **ALL)
-    assert (found.throttle_login, found.throttle_login_address) == ((5, 300), (5, 60))
+    assert (found.throttle_login, found.throttle_login_address) == ((5, 300), (30, 60))
     assert (found.throttle_register, found.throttle_smtp_test) == ((100, 3600), (10, 60))
     assert found.throttle_enqueue is None
     assert found.trusted_proxies == ()
