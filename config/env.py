@@ -150,7 +150,7 @@ def _waits(value: str) -> list[int]:
 
 
 def _numbers(value: str, of_what: str) -> list[int]:
-    parts = [part.strip() for part in value.split(",")] if value else []
+    parts = [part for each in value.split(",") if (part := each.strip())]
     for part in parts:
         if not re.fullmatch("[0-9]{1,9}", part, re.ASCII):
             raise ValidationError(f"{part!r} is no number: write {of_what}.")
