@@ -285,8 +285,7 @@ GARBAGE = {
     "header without name": b": nameless\r\nSubject\r\n  folded\r\n\r\n",
     "raw eight bit": b"Subject: \xff\xfe\xc3\xbc\r\nX-\xe9: \x80\r\n\r\n\x80",
     "deep": b"".join(
-        b"Content-Type: multipart/mixed; boundary=%s\r\n\r\n--%s\r\n" % (b"a" * n, b"a" * n)
-        for n in range(1, 900)
+        b"Content-Type: multipart/mixed; boundary=%d\r\n\r\n--%d\r\n" % (n, n) for n in range(1, 900)
     ),
     "mail in a mail": b"Content-Type: message/rfc822\r\n\r\nContent-Type: message/rfc822\r\n\r\nSubject: in\r\n\r\nx",
     "lone surrogates": b"Content-Type: text/plain; charset=utf-7\r\n\r\n+2AA-",
