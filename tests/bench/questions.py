@@ -65,7 +65,7 @@ def with_a_workers_settings() -> Iterator[None]:
         cursor.execute(ledger_threads.SETTINGS)
     yield
     with connection.cursor() as cursor:
-        cursor.execute("RESET ALL")
+        cursor.execute("RESET plan_cache_mode; RESET enable_seqscan")
 
 
 def claim() -> None:

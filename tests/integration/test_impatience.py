@@ -19,8 +19,8 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A connection of its own, of a web that waits a moment only."""
-    monkeypatch.setattr(DatabaseWrapper, "patience", 0.3)
+    """A connection of its own, as a web has it."""
+    monkeypatch.setattr(DatabaseWrapper, "patience", 60.0)
     monkeypatch.setattr(DatabaseWrapper, "_silent_until", 0.0)
     fresh = connections.create_connection("default")
     yield fresh
@@ -35,6 +35,7 @@ def asked(of: Any, statement: str) -> Any:
 
 def test_a_statement_without_an_answer_fails_and_goes_on_for_nobody(impatient: Any) -> None:
     pid = asked(impatient, "SELECT pg_backend_pid()")
+    impatient.connection.patience = 0.3
     with pytest.raises(OperationalError, match="no answer"):
         asked(impatient, "SELECT pg_sleep(600)")
     assert impatient.connection.closed
@@ -112,6 +113,7 @@ def test_a_question_that_hangs_is_asked_once_whoever_comes(monkeypatch: pytest.M
             assert await asyncio.gather(*(question.answer() for _ in range(5))) == ["down"] * 5
             assert await question.answer() == "down"
             assert len(times) == 1
+            monkeypatch.setattr(health, "DEADLINE", 60.0)
             answered.set()
             while await question.answer() == "down":  # noqa: ASYNC110 -- its thread wakes up when it likes
                 await asyncio.sleep(0.01)

@@ -11,6 +11,10 @@ import pytest
 from mailqueue import alive, pulse, standby
 from tasks import doorbell
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*fork:DeprecationWarning"
+)  # Python 3.12 warns of what is tried here
+
 #: How long an answer of the broker takes here, and how long a child waits for its turn (seconds).
 ANSWERS_IN, PATIENCE = 0.2, 10.0
 
