@@ -1,5 +1,6 @@
-"""Statements that PostgreSQL reads and plans once for each connection: bound and prepared at the server, with binary
-answers. Django's own cursors write each value into the text, which is then read and planned anew each time."""
+"""Statements that PostgreSQL reads once for each connection: bound and prepared at the server, with binary answers.
+Django's own cursors write each value into the text, which is then read and planned anew each time. Whether a prepared
+one keeps its plan is PostgreSQL's choice, unless its connection says (plan_cache_mode, mailqueue/delivery)."""
 
 from collections.abc import Mapping
 from typing import Any

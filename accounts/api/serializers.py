@@ -8,12 +8,12 @@ from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError as DjangoValidationError
 from django.core.validators import RegexValidator
 from django.utils.ipv6 import is_valid_ipv6_address
-from drf_spectacular.extensions import OpenApiSerializerExtension
 from rest_framework import serializers
 from rest_framework.fields import Field
 from rest_framework.validators import ProhibitSurrogateCharactersValidator
 
 from accounts.addresses import checked_address, must_be_sendable
+from accounts.api.known_names import KnownNames
 from accounts.api.parsing import is_unicode
 from accounts.models import AccountChange, AccountEvent, AccountState, Security, SmtpAccount, User
 
@@ -129,30 +129,16 @@ class RegisterSerializer(RelaySerializer):
         return attrs
 
 
-class LimitsSerializer(serializers.Serializer[SmtpAccount]):
+class LimitsSerializer(KnownNames):
     """How many mails the account may send within any such time; null is no limit. Mail beyond it waits."""
+
+    of_what = "limit"
+    code = "unknown_limit"
 
     per_second = serializers.IntegerField(min_value=1, max_value=1_000_000, required=False, allow_null=True)
     per_minute = serializers.IntegerField(min_value=1, max_value=1_000_000, required=False, allow_null=True)
     per_hour = serializers.IntegerField(min_value=1, max_value=10_000_000, required=False, allow_null=True)
     per_day = serializers.IntegerField(min_value=1, max_value=100_000_000, required=False, allow_null=True)
-
-    def to_internal_value(self, data: Any) -> Any:
-        # A misspelt name that is passed over would leave the account without the limit that was meant.
-        if isinstance(data, dict) and (unknown := sorted(data.keys() - self.fields.keys())):
-            complaint = f"No such limit; there are {', '.join(self.fields)}."
-            raise serializers.ValidationError({name: [complaint] for name in unknown}, "unknown_limit")
-        return super().to_internal_value(data)
-
-
-class LimitsSchema(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
-    """Here, as in the filter of bulk, a name that nobody knows is refused."""
-
-    target_class = LimitsSerializer
-
-    def map_serializer(self, auto_schema: Any, direction: Any) -> dict[str, Any]:
-        found = auto_schema._map_serializer(self.target, direction, bypass_extensions=True)  # noqa: SLF001 -- as its docs say
-        return {**found, "additionalProperties": False}
 
 
 class ChangeSerializer(RelaySerializer):

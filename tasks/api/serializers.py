@@ -3,11 +3,10 @@
 from typing import Any
 
 from django.utils import timezone
-from drf_spectacular.extensions import OpenApiSerializerExtension
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from accounts.api.parsing import printable
+from accounts.api.known_names import KnownNames, KnownNamesSchema
 from accounts.api.problems import BadField
 from accounts.api.serializers import Flag, Text
 from accounts.models import Security
@@ -209,20 +208,15 @@ class QueueFilterSerializer(serializers.Serializer[Any]):
     )
 
 
-class BulkFilterSerializer(QueueFilterSerializer):
+class BulkFilterSerializer(KnownNames, QueueFilterSerializer):
     """Which mails; as in the lists. Every mail must be asked for by name, with `all`."""
+
+    of_what = "filter"
+    code = "unknown_filter"
 
     all = Flag(required=False, help_text="true for every mail, and then nothing else")
 
     def to_internal_value(self, data: Any) -> dict[str, Any]:
-        # A misspelt name that is passed over would mean more mails than were meant.
-        unknown = sorted(set(data) - set(self.fields)) if isinstance(data, dict) else []
-        if unknown:
-            known = ", ".join(self.fields)
-            raise serializers.ValidationError(
-                {printable(name): [f"No such filter; there are {known}."] for name in unknown},
-                "unknown_filter",
-            )
         asked = super().to_internal_value(data)
         is_all = asked.pop("all", False)
         if not asked and not is_all:
@@ -234,14 +228,15 @@ class BulkFilterSerializer(QueueFilterSerializer):
         return dict(asked)
 
 
-class BulkFilterSchema(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
-    """Here, as in the limits of an account, a name that nobody knows is refused."""
+class BulkFilterSchema(KnownNamesSchema):  # type: ignore[no-untyped-call]
+    """An empty one is refused too."""
 
     target_class = BulkFilterSerializer
+    match_subclasses = False
+    priority = 1
 
     def map_serializer(self, auto_schema: Any, direction: Any) -> dict[str, Any]:
-        found = auto_schema._map_serializer(self.target, direction, bypass_extensions=True)  # noqa: SLF001 -- as its docs say
-        return {**found, "additionalProperties": False, "minProperties": 1}
+        return {**super().map_serializer(auto_schema, direction), "minProperties": 1}
 
 
 class BulkSerializer(serializers.Serializer[Any]):

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from config import env
+from config import env, values
 from mailqueue.embedded import environment
 
 
-def pace_of_registrations(data: Path, monkeypatch: pytest.MonkeyPatch) -> env.pace:
+def pace_of_registrations(data: Path, monkeypatch: pytest.MonkeyPatch) -> values.Pace:
     given = environment.complete(data) | {"DATABASE_URL": "postgres://u@h/n", "REDIS_URL": "redis://h"}
     for name, value in given.items():
         monkeypatch.setenv(name, value)
